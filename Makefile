@@ -1,0 +1,44 @@
+# Thin names over the tools; each command works on its own too.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-faults check format generate bench clean
+
+# Made from the project's own files; rebuilt when they change.
+$(VENV)/.ready: pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c deploy/constraints.txt -e '.[daemon,dev]'
+	touch $@
+
+$(VENV)/.demo-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c deploy/constraints.txt -e '.[daemon,demo]'
+	touch $@
+
+test: $(VENV)/.ready  ## The tests (under ten minutes)
+	$(BIN)/python -m pytest
+
+test-faults: $(VENV)/.ready  ## Kills at random moments, for longer
+	$(BIN)/python -m pytest -m faults
+
+demo: $(VENV)/.demo-ready  ## The main job on real images, from training to the merged model
+	$(BIN)/python deploy/demo/demo.py
+
+check: $(VENV)/.ready  ## Format, lint, types, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python protos/generate.py --check
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+generate: $(VENV)/.ready  ## The Python of protos/ into clients/foldin/v1
+	$(BIN)/python protos/generate.py
+
+bench: $(VENV)/.ready  ## Figures for tests/bench/RESULTS.md
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) .demo

@@ -1,0 +1,131 @@
+"""A checkpoint folder: one safetensors file, or an index and its shards."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from foldind.checkpoints.header import Header, TensorInfo, read_header
+from foldind.errors import CheckpointRefused
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 64 * 1024 * 1024
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers were read and agree with each other; its tensors were not touched."""
+
+    folder: Path
+    headers: Mapping[str, Header]
+    """File name -> header, in the order of the names."""
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor by name, file by file, in the order of the bytes."""
+        return {tensor.name: tensor for header in self.headers.values() for tensor in header.tensors}
+
+
+def check_file_names(names: Collection[str]) -> None:
+    """Check that files of these names can be one checkpoint.
+
+    Raises:
+      CheckpointRefused: a name has folders in it or strange characters, or the files do not make a checkpoint.
+    """
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name) or ".." in name:
+            raise CheckpointRefused(
+                f"{name[:80]!r} is not a plain file name",
+                "send files under names of letters, digits, '.', '_' and '-', without folders",
+            )
+    if "adapter_config.json" in names or "adapter_model.safetensors" in names:
+        raise CheckpointRefused(
+            "this is a PEFT adapter, and adapters are not accepted yet",
+            "merge it into its base with merge_and_unload() and submit the full model",
+        )
+    if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))):
+        raise CheckpointRefused(
+            f"{pickled[0]} is a pickle file, which can run code when it is loaded",
+            "save the model with save_pretrained(..., safe_serialization=True) and submit that",
+        )
+    shards = {name for name in names if name not in (SINGLE, INDEX)}
+    if stray := sorted(name for name in shards if not name.endswith(".safetensors")):
+        raise CheckpointRefused(f"{stray[0]} is no part of a checkpoint", f"send {SINGLE}, or {INDEX} and its shards")
+    if SINGLE in names and len(names) > 1:
+        raise CheckpointRefused(
+            f"{SINGLE} came together with {', '.join(sorted(set(names) - {SINGLE})[:3])}",
+            f"send {SINGLE} alone, or {INDEX} and the shards it names",
+        )
+    if shards and INDEX not in names:
+        raise CheckpointRefused(f"the shards came without {INDEX}", "send the index too")
+    if not names or names == {INDEX}:
+        raise CheckpointRefused("no weights were sent", f"send {SINGLE}, or {INDEX} and the shards it names")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the headers of the checkpoint in a folder: model.safetensors, else the index and exactly its shards.
+
+    Raises:
+      CheckpointRefused: there is none, or a file is malformed, or index and shards disagree.
+      OSError: a file cannot be read.
+    """
+    if (folder / SINGLE).is_file():
+        return Checkpoint(folder, {SINGLE: read_header(folder / SINGLE)})
+    if not (folder / INDEX).is_file():
+        raise CheckpointRefused(
+            f"{folder.name} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)"
+        )
+    weight_map = _read_index(folder / INDEX)
+    shards = sorted(set(weight_map.values()))
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise CheckpointRefused(
+            f"{INDEX} names {missing[0]}, which is missing ({len(missing)} of {len(shards)} shards are)",
+            "submit the folder with all its shards",
+        )
+    present = sorted(path.name for path in folder.glob("*.safetensors"))
+    if stray := [name for name in present if name not in shards]:
+        raise CheckpointRefused(
+            f"{stray[0]} is not named by {INDEX}", "remove it, or save the model anew so that the index names it"
+        )
+    headers = {name: read_header(folder / name) for name in shards}
+    _check_agreement(weight_map, headers)
+    return Checkpoint(folder, headers)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    hint = "save the model anew with save_pretrained(...)"
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise CheckpointRefused(f"{path.name} is larger than {MAX_INDEX_BYTES} bytes", hint)
+    try:
+        index = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointRefused(f"{path.name} is not valid JSON ({error})", hint) from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointRefused(f"{path.name} has no weight_map", hint)
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or not name.endswith(".safetensors"):
+            raise CheckpointRefused(
+                f"{path.name} puts tensor {tensor[:80]!r} into {str(name)[:80]!r}, which is not a plain file name "
+                "that ends in .safetensors",
+                "shards lie beside the index",
+            )
+    return weight_map
+
+
+def _check_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Header]) -> None:
+    hint = "the index and the shards are of different models; save the model anew with save_pretrained(...)"
+    for name, header in headers.items():
+        for tensor in header.tensors:
+            told = weight_map.get(tensor.name)
+            if told is None:
+                raise CheckpointRefused(f"{name} holds tensor {tensor.name!r}, which {INDEX} does not name", hint)
+            if told != name:
+                raise CheckpointRefused(f"tensor {tensor.name!r} lies in {name}, and {INDEX} says {told}", hint)
+    held = {tensor.name for header in headers.values() for tensor in header.tensors}
+    if absent := [tensor for tensor in weight_map if tensor not in held]:
+        raise CheckpointRefused(f"{INDEX} names tensor {absent[0]!r}, which {weight_map[absent[0]]} does not hold", hint)

@@ -1,0 +1,89 @@
+"""Whether a submission fits the base: names, shapes and dtypes, before any tensor is touched."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from foldind.checkpoints.checkpoint import Checkpoint
+from foldind.checkpoints.header import TensorInfo
+from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
+from foldind.errors import CheckpointRefused
+
+
+def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[str], partial: bool) -> None:
+    """Check that a submission can be folded.
+
+    Args:
+      submission: the checkpoint handed in.
+      plan: of the base.
+      ignore: patterns of tensors that the base lacks and that are left out without complaint (task heads).
+      partial: whether tensors of the base that the submission lacks count as unchanged.
+
+    Raises:
+      CheckpointRefused: it names the tensors and says what to do.
+    """
+    tensors = submission.tensors
+    _check_names(tensors, plan, ignore, partial)
+    for name, tensor in tensors.items():
+        if planned := plan.by_name.get(name):
+            _check_tensor(tensor, planned)
+
+
+def _check_names(tensors: Mapping[str, TensorInfo], plan: Plan, ignore: Sequence[str], partial: bool) -> None:
+    extra = [name for name in tensors if name not in plan.by_name and not matches_any(name, ignore)]
+    missing = [
+        tensor.name
+        for tensor in plan.folded
+        if tensor.name not in tensors and not any(other in tensors for other in plan.tied_names.get(tensor.name, ()))
+    ]
+    if extra:
+        if prefix := _added_prefix(tensors, plan):
+            raise CheckpointRefused(
+                f"the names of its tensors are those of the base with {prefix!r} before them",
+                f"save the inner model alone, say model.{prefix.rstrip('.')}.save_pretrained(...), and submit that",
+            )
+        raise CheckpointRefused(
+            f"it has {_count(extra, 'tensor')} that the base lacks: {_some(extra)}",
+            "remove them, or have the operator add a pattern for them to `ignore` (task heads, say)",
+        )
+    if missing and not partial:
+        raise CheckpointRefused(
+            f"it lacks {_count(missing, 'tensor')} of the base: {_some(missing)}",
+            "submit the whole model, or mark the submission as partial if they are unchanged",
+        )
+    if len(missing) == len(plan.folded):
+        raise CheckpointRefused("it has no tensor in common with the base", "check which base it was fine-tuned from")
+
+
+def _check_tensor(tensor: TensorInfo, planned: PlannedTensor) -> None:
+    if tensor.shape != planned.shape:
+        if tensor.shape[1:] == planned.shape[1:] and len(tensor.shape) == 2:
+            raise CheckpointRefused(
+                f"tensor {tensor.name!r} has {tensor.shape[0]} rows and the base's has {planned.shape[0]}",
+                "if the vocabulary was extended, cut the tensor to the base's rows before submitting",
+            )
+        raise CheckpointRefused(
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)} and the base's has {list(planned.shape)}",
+            "check which base it was fine-tuned from",
+        )
+    if planned.treatment is not Treatment.FROZEN and tensor.dtype not in FLOAT_DTYPES:
+        raise CheckpointRefused(
+            f"tensor {tensor.name!r} has dtype {tensor.dtype}",
+            f"save it as one of {', '.join(sorted(FLOAT_DTYPES))}; quantised checkpoints cannot be merged",
+        )
+
+
+def _added_prefix(tensors: Collection[str], plan: Plan) -> str:
+    first = plan.folded[0].name
+    for name in tensors:
+        prefix = name.removesuffix(first)
+        if prefix != name and prefix and all(prefix + tensor.name in tensors for tensor in plan.folded):
+            return prefix
+    return ""
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,0 +1,172 @@
+"""The plan: how each tensor of the base is treated by a fold. Made once, from the base, and stored with the state."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from foldind.checkpoints.checkpoint import Checkpoint
+from foldind.checkpoints.header import TensorInfo
+
+FLOAT_DTYPES = frozenset({"F32", "BF16", "F16"})
+"""What can be merged."""
+
+SUMMED_PATTERNS = (
+    "*embed*",
+    "*wte.weight",
+    "*wpe.weight",
+    "*position*",
+    "shared.weight",
+    "*.shared.weight",
+    "*relative_attention_bias*",
+    "*A_log",
+)
+"""Names of 2-D tensors that are no linear layers: embeddings, position tables, state-space matrices."""
+
+_BLOCK_BYTES = 4 * 1024 * 1024
+
+
+class Treatment(StrEnum):
+    """What a fold does with a tensor."""
+
+    PROJECTED = "projected"
+    """The weight of a linear layer: its task vector is projected orthogonally to what is merged."""
+    SUMMED = "summed"
+    """Everything else that is trained: its task vectors are summed."""
+    FROZEN = "frozen"
+    """Integers, booleans and other dtypes that cannot be merged: copied from the base."""
+    TIED = "tied"
+    """The same tensor as another one: folded once, under the other's name, and written in both places."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the base and its treatment."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    treatment: Treatment
+    tied_to: str = ""
+    """The name it is folded under, if TIED."""
+
+    @property
+    def folded(self) -> bool:
+        """Whether the accumulated state has a tensor of this name."""
+        return self.treatment in (Treatment.PROJECTED, Treatment.SUMMED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The treatment of every tensor, in the order of the base's files and bytes."""
+
+    tensors: tuple[PlannedTensor, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, PlannedTensor]:
+        """Tensors by name."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @cached_property
+    def folded(self) -> tuple[PlannedTensor, ...]:
+        """The tensors that the accumulated state has."""
+        return tuple(tensor for tensor in self.tensors if tensor.folded)
+
+    @cached_property
+    def tied_names(self) -> dict[str, tuple[str, ...]]:
+        """Name of a folded tensor -> the other names of it."""
+        names = defaultdict(list)
+        for tensor in self.tensors:
+            if tensor.treatment is Treatment.TIED:
+                names[tensor.tied_to].append(tensor.name)
+        return {name: tuple(others) for name, others in names.items()}
+
+    def to_json(self) -> str:
+        """Return the plan as a JSON document, one tensor a line."""
+        lines = ",\n".join("  " + json.dumps(asdict(tensor)) for tensor in self.tensors)
+        return f'{{"format": 1, "tensors": [\n{lines}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Plan":
+        """Read what `to_json` wrote."""
+        return cls(tuple(_planned(entry) for entry in json.loads(text)["tensors"]))
+
+
+def make_plan(base: Checkpoint, summed_patterns: Sequence[str] = SUMMED_PATTERNS) -> Plan:
+    """Decide the treatment of every tensor of the base.
+
+    Args:
+      base: the base.
+      summed_patterns: shell-style patterns of names that are never projected.
+
+    Raises:
+      OSError: the base cannot be read (tied tensors are found by their bytes).
+    """
+    tied = _find_tied(base, summed_patterns)
+    return Plan(
+        tuple(
+            PlannedTensor(tensor.name, tensor.dtype, tensor.shape, Treatment.TIED, tied[tensor.name])
+            if tensor.name in tied
+            else PlannedTensor(tensor.name, tensor.dtype, tensor.shape, _treatment(tensor, summed_patterns))
+            for tensor in base.tensors.values()
+        )
+    )
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a tensor's name matches one of the shell-style patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _treatment(tensor: TensorInfo, summed_patterns: Sequence[str]) -> Treatment:
+    if tensor.dtype not in FLOAT_DTYPES:
+        return Treatment.FROZEN
+    # Stacked experts are one matrix each; other 3-D tensors are convolutions.
+    matrix = len(tensor.shape) == 2 or (len(tensor.shape) == 3 and "experts" in tensor.name)
+    if matrix and min(tensor.shape[-2:]) > 1 and not matches_any(tensor.name, summed_patterns):
+        return Treatment.PROJECTED
+    return Treatment.SUMMED
+
+
+def _find_tied(base: Checkpoint, summed_patterns: Sequence[str]) -> dict[str, str]:
+    alike = defaultdict(list)
+    for tensor in base.tensors.values():
+        if tensor.dtype in FLOAT_DTYPES and len(tensor.shape) == 2 and min(tensor.shape) > 1:
+            alike[tensor.dtype, tensor.shape].append(tensor)
+    equal = defaultdict(list)
+    for tensors in alike.values():
+        if len(tensors) > 1:
+            for tensor in tensors:
+                if content := _content(base.folder / tensor.file, tensor):
+                    equal[content].append(tensor.name)
+    tied = {}
+    for names in equal.values():
+        # An embedding that doubles as the output layer is an embedding.
+        first = next((name for name in names if matches_any(name, summed_patterns)), names[0])
+        tied.update({name: first for name in names if name != first})
+    return tied
+
+
+def _content(path: Path, tensor: TensorInfo) -> str | None:
+    """Return the digest of a tensor's bytes; none where all elements are equal, which is no sign of being tied."""
+    digest, end, constant, first = sha256(), tensor.start + tensor.nbytes, True, b""
+    with path.open("rb") as file:
+        for start in range(tensor.start, end, _BLOCK_BYTES):
+            block = os.pread(file.fileno(), min(_BLOCK_BYTES, end - start), start)
+            first = first or block[: tensor.nbytes // (tensor.shape[0] * tensor.shape[1])]
+            constant = constant and block == first * (len(block) // len(first))
+            digest.update(block)
+    return None if constant else f"{tensor.dtype} {tensor.shape} {digest.hexdigest()}"
+
+
+def _planned(entry: dict[str, Any]) -> PlannedTensor:
+    return PlannedTensor(
+        entry["name"], entry["dtype"], tuple(entry["shape"]), Treatment(entry["treatment"]), entry["tied_to"]
+    )

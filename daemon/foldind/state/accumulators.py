@@ -1,0 +1,45 @@
+"""The accumulated state on disk: S, one float32 tensor for each folded tensor of the plan, in one safetensors file."""
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from foldind.checkpoints.header import read_header
+from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.tensors import TensorReader
+from foldind.state.tensorfile import TensorFileWriter, TensorSpec
+
+ACCUMULATED = "accumulated.safetensors"
+
+
+class AccumulatedState:
+    """Reads S block by block; zero everywhere before the first merge. A context manager."""
+
+    def __init__(self, path: Path | None):
+        self._tensors = {tensor.name: tensor for tensor in read_header(path).tensors} if path else {}
+        self._reader = TensorReader(path.parent if path else Path())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+    def read(self, tensor: PlannedTensor, rows: tuple[int, int] | None) -> Tensor:
+        """Return the rows [first, last) of a tensor of S, or all of it, float32."""
+        if self._tensors:
+            return self._reader.read(self._tensors[tensor.name], rows)
+        shape = tensor.shape if rows is None else (rows[1] - rows[0], *tensor.shape[1:])
+        return torch.zeros(shape, dtype=torch.float32)
+
+
+def new_accumulated_file(folder: Path, plan: Plan) -> TensorFileWriter:
+    """Start the state file of a version; its tensors are to be written in the order of plan.folded."""
+    specs = [TensorSpec(tensor.name, "F32", tensor.shape, 4 * math.prod(tensor.shape)) for tensor in plan.folded]
+    return TensorFileWriter(folder / ACCUMULATED, specs, {})

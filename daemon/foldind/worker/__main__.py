@@ -1,0 +1,75 @@
+"""The worker process: `python -m foldind.worker`. Started by the daemon, and by nobody else.
+
+It reads requests from standard input and answers on what was standard output when it started. It never renames, never
+touches the ledger, ignores the signals that are meant for the daemon, and goes when its pipe closes.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO
+
+from foldind.errors import CheckpointRefused
+from foldind.state.durable import is_disk_trouble
+from foldind.worker.fold import fold_submission
+from foldind.worker.messages import Failed, FoldRequest, Message, Ready, Refused, decode, encode
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve requests until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Whatever a library prints goes to the log, not into the conversation.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    requests: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
+    _send(answers, Ready(_resident("VmRSS")))
+    while True:
+        request = decode(requests.get())
+        if isinstance(request, FoldRequest):
+            _send(answers, _fold(request, answers))
+
+
+def _receive(pipe: BinaryIO, requests: SimpleQueue[bytes]) -> None:
+    for line in pipe:
+        requests.put(line)
+    os._exit(0)  # the daemon is gone: whatever is being computed is of no use
+
+
+def _fold(request: FoldRequest, answers: BinaryIO) -> Message:
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
+    try:
+        result = fold_submission(request, lambda progress: _send(answers, progress))
+    except CheckpointRefused as error:
+        return Refused(str(error))
+    except OSError as error:
+        return Failed(str(error), disk_errno=(error.errno or 0) if is_disk_trouble(error) else 0)
+    except Exception as error:  # noqa: BLE001 - a fold that fails must not take the warm worker with it
+        return Failed(f"{type(error).__name__}: {error}")
+    return replace(result, peak_resident_bytes=_resident("VmHWM"))
+
+
+def _send(answers: BinaryIO, message: Message) -> None:
+    answers.write(encode(message))
+    answers.flush()
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    main()

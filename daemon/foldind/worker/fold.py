@@ -1,0 +1,194 @@
+"""One fold: a submission streamed through a merge rule, tensor by tensor, in constant memory.
+
+Two passes. The first reads the old state, the base and the submission, and writes the new state, whose norm gives
+lambda. The second reads the base and the new state, and writes the merged model.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from foldind.checkpoints.header import TensorInfo
+from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
+from foldind.checkpoints.tensors import TensorReader
+from foldind.errors import CheckpointRefused
+from foldind.merging import RULES
+from foldind.merging.rule import Record, Rule
+from foldind.state.accumulators import ACCUMULATED, AccumulatedState, new_accumulated_file
+from foldind.state.durable import FileDigest, copy_file
+from foldind.state.tensorfile import TensorFileWriter, TensorSpec
+from foldind.worker.messages import FoldRequest, FoldResult, Progress, TensorStatistics
+
+BLOCK_ELEMENTS = 2 * 1024 * 1024
+"""Tensors that need not be whole are handled in row blocks of about so many elements."""
+
+Report = Callable[[Progress], None]
+
+
+def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
+    """Fold a submission and publish the merged model into the request's folders; every file written is durable.
+
+    Raises:
+      CheckpointRefused: its values cannot be merged (NaN, infinite, zero task vector, out of the dtype's range).
+      OSError: a disk is full or failing, or a file is gone.
+    """
+    torch.set_num_threads(request.threads)
+    plan = Plan.from_json(Path(request.plan).read_bytes())
+    rule = RULES[request.rule](**request.hyper_parameters)
+    base, submission = open_checkpoint(Path(request.base)), open_checkpoint(Path(request.submission))
+    state_folder, snapshot_folder = Path(request.state_folder), Path(request.snapshot_folder)
+
+    statistics, accumulated_norm, state_file = _accumulate(request, plan, rule, base, submission, report)
+    task_vector_norm = math.hypot(*(tensor.task_vector_norm for tensor in statistics))
+    if task_vector_norm == 0:
+        raise CheckpointRefused("it equals the base: there is nothing to merge", "submit the fine-tuned checkpoint")
+    record = Record(request.submissions + 1, request.task_vector_norm_sum + task_vector_norm, accumulated_norm)
+    lambda_ = rule.divisor(record)
+    snapshot_files = _publish(plan, rule, base, state_folder / ACCUMULATED, lambda_, snapshot_folder, report)
+    return FoldResult(
+        submissions=record.submissions,
+        task_vector_norm_sum=record.task_vector_norm_sum,
+        accumulated_norm=record.accumulated_norm,
+        task_vector_norm=task_vector_norm,
+        lambda_=lambda_,
+        tensors=statistics,
+        state_files={ACCUMULATED: state_file},
+        snapshot_files=snapshot_files,
+        peak_resident_bytes=0,
+    )
+
+
+def _accumulate(
+    request: FoldRequest, plan: Plan, rule: Rule, base: Checkpoint, submission: Checkpoint, report: Report
+) -> tuple[tuple[TensorStatistics, ...], float, FileDigest]:
+    statistics, accumulated_norms, not_finite = [], [], []
+    with ExitStack() as stack:
+        old = stack.enter_context(AccumulatedState(Path(request.accumulated) if request.accumulated else None))
+        task_vectors = stack.enter_context(_TaskVectors(plan, base, submission))
+        new = stack.enter_context(new_accumulated_file(Path(request.state_folder), plan))
+        for done, tensor in enumerate(plan.folded, start=1):
+            task_vector_norms, removed_squared, split_rank = [0.0], 0.0, 0
+            for rows in _blocks(tensor):
+                task_vector = task_vectors.read(tensor, rows)
+                norm = _norm(task_vector)
+                if not math.isfinite(norm):
+                    not_finite.append(tensor.name)
+                    break
+                if not_finite:
+                    continue  # nothing will be merged; look for more of them
+                accumulated, basis = old.read(tensor, rows), None
+                if tensor.treatment is Treatment.PROJECTED:
+                    accumulated, task_vector = accumulated.squeeze(0), task_vector.squeeze(0)
+                    if norm > 0 and request.accumulated:
+                        basis = rule.decompose(accumulated)
+                        split_rank = max(split_rank, basis.split_rank)
+                folded = rule.fold(accumulated, task_vector, basis)
+                task_vector_norms.append(norm)
+                removed_squared += folded.removed_squared
+                accumulated_norms.append(_norm(folded.accumulated))
+                new.write(_bytes(folded.accumulated))
+            total = math.hypot(*task_vector_norms)
+            kept = math.sqrt(max(0.0, 1 - removed_squared / total**2)) if total else 1.0
+            statistics.append(TensorStatistics(tensor.name, tensor.treatment, total, kept, split_rank))
+            report(Progress("folding", done, len(plan.folded), tensor.name))
+        if not_finite:
+            raise CheckpointRefused(
+                f"it has NaN or infinite values in {', '.join(not_finite[:5])}"
+                + (f" and {len(not_finite) - 5} more tensors" if len(not_finite) > 5 else ""),
+                "the training run diverged or overflowed; submit a checkpoint from before that",
+            )
+        if not math.isfinite(accumulated_norm := math.hypot(*accumulated_norms)):
+            raise CheckpointRefused(
+                "its values are so large that merging overflows float32", "check the checkpoint's training run"
+            )
+        return tuple(statistics), accumulated_norm, new.finish()
+
+
+def _publish(
+    plan: Plan, rule: Rule, base: Checkpoint, accumulated: Path, lambda_: float, folder: Path, report: Report
+) -> dict[str, FileDigest]:
+    files, done = {}, 0
+    with TensorReader(base.folder) as reader, AccumulatedState(accumulated) as state:
+        for name, header in base.headers.items():
+            specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in header.tensors]
+            with TensorFileWriter(folder / name, specs, {"format": "pt"}) as writer:
+                for tensor in header.tensors:
+                    planned = plan.by_name[tensor.name]
+                    if planned.treatment is Treatment.FROZEN:
+                        for start in range(0, tensor.nbytes, BLOCK_ELEMENTS):
+                            writer.write(_bytes(reader.read_bytes(tensor, start, min(start + BLOCK_ELEMENTS, tensor.nbytes))))
+                    else:
+                        source = plan.by_name[planned.tied_to] if planned.tied_to else planned
+                        for rows in _blocks(planned, whole_matrices=False):
+                            merged = rule.publish(reader.read(tensor, rows), state.read(source, rows), lambda_)
+                            if not math.isfinite(_norm(merged)):
+                                raise CheckpointRefused(
+                                    f"merged, tensor {tensor.name!r} leaves the range of the base's dtype {tensor.dtype}",
+                                    "check the checkpoint's training run",
+                                )
+                            writer.write(_bytes(merged))
+                    done += 1
+                    report(Progress("publishing", done, len(plan.tensors), tensor.name))
+                files[name] = writer.finish()
+    if (index := base.folder / "model.safetensors.index.json").is_file() and len(base.headers) > 1:
+        files[index.name] = copy_file(index, folder / index.name)
+    return files
+
+
+class _TaskVectors:
+    """tau = submission - base, block by block, float32; zero for tensors that a partial submission lacks."""
+
+    def __init__(self, plan: Plan, base: Checkpoint, submission: Checkpoint):
+        self._base_tensors = base.tensors
+        self._tensors = submission.tensors
+        self._tied_names = plan.tied_names
+        self._readers = ExitStack()
+        self._base = self._readers.enter_context(TensorReader(base.folder))
+        self._submission = self._readers.enter_context(TensorReader(submission.folder))
+
+    def __enter__(self) -> "_TaskVectors":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.close()
+
+    def read(self, tensor: PlannedTensor, rows: tuple[int, int] | None) -> Tensor:
+        base = self._base.read(self._base_tensors[tensor.name], rows).float()
+        names = [name for name in (tensor.name, *self._tied_names.get(tensor.name, ())) if name in self._tensors]
+        if not names:
+            return base.zero_()
+        first, *others = (self._submission.read(self._tensors[name], rows) for name in names)
+        for name, other in zip(names[1:], others, strict=True):
+            if not torch.equal(first, other):
+                raise CheckpointRefused(
+                    f"tensors {names[0]!r} and {name!r} are one in the base, and differ in it",
+                    "fine-tune with tied weights, or use a base in which they are not tied",
+                )
+        return first.float().sub_(base)
+
+
+def _blocks(tensor: PlannedTensor, *, whole_matrices: bool = True) -> Iterator[tuple[int, int] | None]:
+    """Yield the row ranges in which a tensor is handled; None means all of it."""
+    if not tensor.shape:
+        yield None
+        return
+    rows = tensor.shape[0]
+    if whole_matrices and tensor.treatment is Treatment.PROJECTED:
+        step = rows if len(tensor.shape) == 2 else 1
+    else:
+        step = max(1, BLOCK_ELEMENTS // max(1, math.prod(tensor.shape[1:])))
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy())

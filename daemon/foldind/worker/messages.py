@@ -1,0 +1,126 @@
+"""What daemon and worker say to each other: one JSON object a line over a pipe."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from foldind.state.durable import FileDigest
+
+
+@dataclass(frozen=True)
+class FoldRequest:
+    """Daemon to worker: fold one submission. Paths are absolute."""
+
+    base: str
+    """Folder of the base."""
+    plan: str
+    """File of the plan."""
+    rule: str
+    """Name of the merge rule, and its hyper-parameters."""
+    hyper_parameters: Mapping[str, Any]
+    threads: int
+    """Threads per matrix product."""
+    submission: str
+    """Folder of the checkpoint handed in."""
+    accumulated: str
+    """File of the accumulated state to start from; empty before the first merge."""
+    submissions: int
+    """The record to start from; see merging.rule.Record."""
+    task_vector_norm_sum: float
+    accumulated_norm: float
+    state_folder: str
+    """Existing empty folder to write the new accumulated state to."""
+    snapshot_folder: str
+    """Existing empty folder to write the merged model's tensor files to."""
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """What a fold did to one tensor."""
+
+    name: str
+    treatment: str
+    task_vector_norm: float
+    """||tau||."""
+    kept: float
+    """||P(tau)|| / ||tau||; 1 where nothing is projected."""
+    split_rank: int
+    """r; of stacked experts the largest."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Worker to daemon, once: its imports are done."""
+
+    resident_bytes: int
+    """Resident memory after the imports."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Worker to daemon: how far a fold is."""
+
+    stage: str
+    """`folding` or `publishing`."""
+    done: int
+    """Tensors done in this stage, of `total`."""
+    total: int
+    tensor: str
+    """The tensor just done."""
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """Worker to daemon: everything is written and durable, under the temporary names."""
+
+    submissions: int
+    """The record after the fold."""
+    task_vector_norm_sum: float
+    accumulated_norm: float
+    task_vector_norm: float
+    lambda_: float
+    tensors: tuple[TensorStatistics, ...]
+    state_files: Mapping[str, FileDigest]
+    snapshot_files: Mapping[str, FileDigest]
+    peak_resident_bytes: int
+    """Peak resident memory of the worker during the fold."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Worker to daemon: the values of the checkpoint cannot be merged."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Worker to daemon: the fold failed for no fault of the checkpoint's."""
+
+    message: str
+    disk_errno: int = field(default=0)
+    """errno, if the disk is to blame (ENOSPC, EIO, ...); else 0."""
+
+
+Message = FoldRequest | Ready | Progress | FoldResult | Refused | Failed
+
+_KINDS: Mapping[str, type[Message]] = {
+    kind.__name__: kind for kind in (FoldRequest, Ready, Progress, FoldResult, Refused, Failed)
+}
+
+
+def encode(message: Message) -> bytes:
+    """Return a message as one line."""
+    return json.dumps({"kind": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Read what `encode` wrote."""
+    fields = json.loads(line)
+    kind = _KINDS[fields.pop("kind")]
+    if kind is FoldResult:
+        fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
+        for files in ("state_files", "snapshot_files"):
+            fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
+    return kind(**fields)
