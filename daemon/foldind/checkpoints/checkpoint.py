@@ -25,6 +25,11 @@ class Checkpoint:
     """File name -> header, in the order of the names."""
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files it consists of, the index first if it has one."""
+        return (*(() if SINGLE in self.headers else (INDEX,)), *self.headers)
+
+    @property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor by name, file by file, in the order of the bytes."""
         return {tensor.name: tensor for header in self.headers.values() for tensor in header.tensors}
@@ -128,4 +133,6 @@ def _check_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Header
                 raise CheckpointRefused(f"tensor {tensor.name!r} lies in {name}, and {INDEX} says {told}", hint)
     held = {tensor.name for header in headers.values() for tensor in header.tensors}
     if absent := [tensor for tensor in weight_map if tensor not in held]:
-        raise CheckpointRefused(f"{INDEX} names tensor {absent[0]!r}, which {weight_map[absent[0]]} does not hold", hint)
+        raise CheckpointRefused(
+            f"{INDEX} names tensor {absent[0]!r}, which {weight_map[absent[0]]} does not hold", hint
+        )

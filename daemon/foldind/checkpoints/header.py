@@ -74,7 +74,11 @@ def read_header(path: Path) -> Header:
         file.seek(0)
         prefix = file.read(8)
         if len(prefix) < 8:
-            _refuse(path, f"is {size} bytes long, too short for a safetensors file", "it was probably cut off; send it again")
+            _refuse(
+                path,
+                f"is {size} bytes long, too short for a safetensors file",
+                "it was probably cut off; send it again",
+            )
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES:
             _refuse(
@@ -130,7 +134,9 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         _refuse(path, f"names a tensor {name[:80]!r}", f"names are 1 to {MAX_NAME_LENGTH} printable characters")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        _refuse(path, f"describes tensor {name!r} by something else than dtype, shape and data_offsets", "it is damaged")
+        _refuse(
+            path, f"describes tensor {name!r} by something else than dtype, shape and data_offsets", "it is damaged"
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         _refuse(path, f"gives tensor {name!r} the dtype {str(dtype)[:20]!r}", f"known ones are {', '.join(ITEM_BYTES)}")

@@ -19,9 +19,9 @@ ACCUMULATED = "accumulated.safetensors"
 class AccumulatedState:
     """Reads S block by block; zero everywhere before the first merge. A context manager."""
 
-    def __init__(self, path: Path | None):
-        self._tensors = {tensor.name: tensor for tensor in read_header(path).tensors} if path else {}
-        self._reader = TensorReader(path.parent if path else Path())
+    def __init__(self, folder: Path | None):
+        self._tensors = {tensor.name: tensor for tensor in read_header(folder / ACCUMULATED).tensors} if folder else {}
+        self._reader = TensorReader(folder or Path())
 
     def __enter__(self) -> Self:
         return self

@@ -54,7 +54,7 @@ def _fold(request: FoldRequest, answers: BinaryIO) -> Message:
         return Refused(str(error))
     except OSError as error:
         return Failed(str(error), disk_errno=(error.errno or 0) if is_disk_trouble(error) else 0)
-    except Exception as error:  # noqa: BLE001 - a fold that fails must not take the warm worker with it
+    except Exception as error:
         return Failed(f"{type(error).__name__}: {error}")
     return replace(result, peak_resident_bytes=_resident("VmHWM"))
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from foldind.checkpoints.header import TensorInfo
+from foldind.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.tensors import TensorReader
 from foldind.errors import CheckpointRefused
@@ -49,7 +48,7 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         raise CheckpointRefused("it equals the base: there is nothing to merge", "submit the fine-tuned checkpoint")
     record = Record(request.submissions + 1, request.task_vector_norm_sum + task_vector_norm, accumulated_norm)
     lambda_ = rule.divisor(record)
-    snapshot_files = _publish(plan, rule, base, state_folder / ACCUMULATED, lambda_, snapshot_folder, report)
+    snapshot_files = _publish(plan, rule, base, state_folder, lambda_, snapshot_folder, report)
     return FoldResult(
         submissions=record.submissions,
         task_vector_norm_sum=record.task_vector_norm_sum,
@@ -110,10 +109,10 @@ def _accumulate(
 
 
 def _publish(
-    plan: Plan, rule: Rule, base: Checkpoint, accumulated: Path, lambda_: float, folder: Path, report: Report
+    plan: Plan, rule: Rule, base: Checkpoint, state_folder: Path, lambda_: float, folder: Path, report: Report
 ) -> dict[str, FileDigest]:
     files, done = {}, 0
-    with TensorReader(base.folder) as reader, AccumulatedState(accumulated) as state:
+    with TensorReader(base.folder) as reader, AccumulatedState(state_folder) as state:
         for name, header in base.headers.items():
             specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in header.tensors]
             with TensorFileWriter(folder / name, specs, {"format": "pt"}) as writer:
@@ -121,7 +120,9 @@ def _publish(
                     planned = plan.by_name[tensor.name]
                     if planned.treatment is Treatment.FROZEN:
                         for start in range(0, tensor.nbytes, BLOCK_ELEMENTS):
-                            writer.write(_bytes(reader.read_bytes(tensor, start, min(start + BLOCK_ELEMENTS, tensor.nbytes))))
+                            writer.write(
+                                _bytes(reader.read_bytes(tensor, start, min(start + BLOCK_ELEMENTS, tensor.nbytes)))
+                            )
                     else:
                         source = plan.by_name[planned.tied_to] if planned.tied_to else planned
                         for rows in _blocks(planned, whole_matrices=False):
@@ -135,8 +136,8 @@ def _publish(
                     done += 1
                     report(Progress("publishing", done, len(plan.tensors), tensor.name))
                 files[name] = writer.finish()
-    if (index := base.folder / "model.safetensors.index.json").is_file() and len(base.headers) > 1:
-        files[index.name] = copy_file(index, folder / index.name)
+    if INDEX in base.files:
+        files[INDEX] = copy_file(base.folder / INDEX, folder / INDEX)
     return files
 
 

@@ -24,7 +24,7 @@ class FoldRequest:
     submission: str
     """Folder of the checkpoint handed in."""
     accumulated: str
-    """File of the accumulated state to start from; empty before the first merge."""
+    """Folder of the accumulated state to start from; empty before the first merge."""
     submissions: int
     """The record to start from; see merging.rule.Record."""
     task_vector_norm_sum: float

@@ -1,0 +1,197 @@
+"""The command line of the daemon."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from foldind.errors import FoldinError
+
+app = typer.Typer(
+    name="foldind",
+    help="""Hold one merged model, and keep folding fine-tuned checkpoints into it.
+
+    First `foldind init` makes a state folder from the base model, then `foldind serve` serves it. Checkpoints are
+    handed in with the client, `foldin submit`.""",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Base = Annotated[
+    Path, typer.Option(help="Folder of the base model, as save_pretrained writes it.", exists=True, file_okay=False)
+]
+State = Annotated[Path, typer.Option(help="The state folder: everything that the daemon keeps.")]
+Summed = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Pattern of 2-D tensors that are no linear layers, and are summed instead of projected; may be repeated, "
+        "and replaces the default patterns (embeddings and position tables)."
+    ),
+]
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Let errors end as one sentence and exit status 1."""
+    try:
+        yield
+    except FoldinError as error:
+        errors.print(f"foldind: {error}", markup=False)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        errors.print(f"foldind: {error}", markup=False)
+        raise typer.Exit(1) from error
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"foldind {version('foldin')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def init(
+    base: Base,
+    state: State,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Share of the singular-value mass of what is merged that counts as taken, in [0, 1). [0.5]"),
+    ] = None,
+    cross_blocks: Annotated[
+        str | None,
+        typer.Option(
+            help="`keep` what lies between taken and free directions, as the authors' code does, or `drop` it. [keep]"
+        ),
+    ] = None,
+    summed: Summed = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per matrix product. [the processors there are]")] = None,
+) -> None:
+    """Make a state folder from a base model.
+
+    The base is copied (sharing its blocks where the file system can). The settings given here are fixed from then on,
+    since they decide the bytes of every merge. Example: `foldind init --base ./bert-base --state ./state`
+    """
+    from foldind.config import merge_settings
+    from foldind.state.creation import create_state
+
+    with _sentences(), errors.status("starting") as status:
+        settings = merge_settings(alpha=alpha, cross_blocks=cross_blocks, summed=summed or None, threads=threads)
+        plan = create_state(base, state, settings, status.update)
+    counts = Counter(tensor.treatment for tensor in plan.tensors)
+    errors.print(f"{state} is ready: " + ", ".join(f"{count} tensors {kind}" for kind, count in counts.items()))
+    errors.print(f"Next: foldind serve --state {state}", markup=False)
+
+
+@app.command()
+def serve(
+    state: State,
+    grpc: Annotated[
+        str | None, typer.Option(help="Address to listen on; port 0 takes a free one. [127.0.0.1:7070]")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pattern of tensors that submissions may have beyond the base (task heads); may be repeated."
+        ),
+    ] = None,
+    allowed_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder from which checkpoints may be submitted by path; may be repeated."),
+    ] = None,
+    keep_snapshots: Annotated[
+        int | None, typer.Option(help="Newest snapshots that are kept, besides those an alias names. [10]")
+    ] = None,
+    lease: Annotated[
+        float | None, typer.Option(help="Seconds that a superseded snapshot stays readable at the least. [3600]")
+    ] = None,
+    shutdown_grace: Annotated[
+        float | None, typer.Option(help="Seconds that a running merge gets to finish on SIGTERM. [20]")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
+) -> None:
+    """Serve a state folder until SIGTERM or Ctrl-C.
+
+    Settings come from flags, else from environment variables (FOLDIN_GRPC, FOLDIN_IGNORE as a JSON list, ...), else
+    from `[serve]` in the state folder's foldin.toml. Example: `foldind serve --state ./state --grpc 0.0.0.0:7070`
+    """
+    from foldind.app import serve as serve_state
+
+    with _sentences():
+        serve_state(
+            state,
+            grpc=grpc,
+            ignore=ignore or None,
+            allowed_roots=allowed_root or None,
+            keep_snapshots=keep_snapshots,
+            lease=lease,
+            shutdown_grace=shutdown_grace,
+            log_level=log_level,
+        )
+
+
+@app.command()
+def plan(
+    base: Base,
+    summed: Summed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show what a merge would do with every tensor of a base model.
+
+    *projected*: linear layers, made orthogonal to what is merged. *summed*: everything else that is trained. *tied*: the
+    same as another tensor. *frozen*: copied from the base. Example: `foldind plan --base ./bert-base`
+    """
+    from foldind.checkpoints.checkpoint import open_checkpoint
+    from foldind.checkpoints.plan import SUMMED_PATTERNS, make_plan
+
+    with _sentences():
+        found = make_plan(open_checkpoint(base), summed or SUMMED_PATTERNS)
+    if as_json:
+        typer.echo(json.dumps(json.loads(found.to_json())["tensors"], indent=1))
+        return
+    table = Table("tensor", "dtype", "shape", "treatment", "tied to")
+    for tensor in found.tensors:
+        shape = " x ".join(map(str, tensor.shape))
+        table.add_row(tensor.name, tensor.dtype, shape, tensor.treatment, tensor.tied_to)
+    console = Console()
+    console.print(table)
+    counts = Counter(tensor.treatment for tensor in found.tensors)
+    console.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
+@app.command()
+def fsck(state: State) -> None:
+    """Verify every digest in a state folder, and the ledger against the disk.
+
+    No daemon may be serving it. Prints each finding and exits with status 1 if there is any.
+    Example: `foldind fsck --state ./state`
+    """
+    from foldind.state.fsck import check_state
+
+    with _sentences(), errors.status("checking") as status:
+        findings = check_state(state, lambda what: status.update(f"checking {what}"))
+    for finding in findings:
+        typer.echo(finding)
+    if findings:
+        errors.print(f"{len(findings)} findings")
+        sys.exit(1)
+    errors.print(f"{state} is in order")

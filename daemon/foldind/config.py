@@ -1,0 +1,151 @@
+"""Settings.
+
+`[merge]` of foldin.toml is fixed when the state folder is made: equal submissions then give equal bytes. `[serve]`
+may be changed between runs, and is overridden by environment variables FOLDIN_*, and those by flags.
+"""
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from foldind.checkpoints.plan import SUMMED_PATTERNS
+from foldind.errors import StateError
+
+FORMAT = 1
+
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class MergeSettings(BaseModel):
+    """What decides the bytes of a merge."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: Literal["opcm"] = "opcm"
+    alpha: float = Field(0.5, ge=0, lt=1)
+    cross_blocks: Literal["keep", "drop"] = "keep"
+    summed: tuple[str, ...] = SUMMED_PATTERNS
+    threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """What the rule's factory takes."""
+        return {"alpha": self.alpha, "cross_blocks": self.cross_blocks}
+
+
+class ServeSettings(BaseSettings):
+    """How the daemon serves and keeps; times in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="FOLDIN_", extra="forbid", frozen=True)
+
+    grpc: str = "127.0.0.1:7070"
+    ignore: tuple[str, ...] = ()
+    allowed_roots: tuple[Path, ...] = ()
+    keep_snapshots: int = Field(10, ge=1)
+    lease: Seconds = 3600
+    max_attempts: int = Field(3, ge=1)
+    shutdown_grace: Seconds = 20
+    upload_expiry: Seconds = 7 * 24 * 3600
+    retry_disk_every: Annotated[float, Field(gt=0)] = 5
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Configuration(BaseModel):
+    """foldin.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1]
+    base_digest: str
+    merge: MergeSettings
+    serve: dict[str, Any] = {}
+
+    def serve_settings(self, **flags: object) -> ServeSettings:
+        """Return the serve settings: flags (None: not given), else environment, else foldin.toml, else defaults.
+
+        Raises:
+          StateError: a setting is malformed; names it.
+        """
+        table = self.serve
+
+        class Layered(ServeSettings):
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
+                file_secret_settings: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return init_settings, env_settings, InitSettingsSource(settings_cls, table)
+
+        try:
+            return Layered(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            raise _malformed("the settings", error) from error
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Read foldin.toml.
+
+    Raises:
+      StateError: it is missing or malformed.
+    """
+    try:
+        return Configuration.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise StateError(
+            f"{path.parent} is no state folder: it has no {path.name}", "make one with `foldind init`"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise StateError(f"{path} is not valid TOML: {error}", "correct it") from error
+    except ValidationError as error:
+        raise _malformed(str(path), error) from error
+
+
+def merge_settings(**flags: object) -> MergeSettings:
+    """Return the merge settings for a new state folder from flags (None: not given). Raises StateError."""
+    try:
+        return MergeSettings.model_validate({name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise _malformed("the settings", error) from error
+
+
+def configuration_text(base_digest: str, merge: MergeSettings) -> str:
+    """Return the foldin.toml of a new state folder."""
+    return f"""\
+# Made by `foldind init`.
+format = {FORMAT}
+base_digest = {json.dumps(base_digest)}  # SHA-256 over the digests of the base's files
+
+[merge]  # fixed: what decides the bytes of a merge
+rule = {json.dumps(merge.rule)}
+alpha = {merge.alpha!r}
+cross_blocks = {json.dumps(merge.cross_blocks)}
+summed = {json.dumps(list(merge.summed))}  # 2-D tensors of these names are no linear layers
+threads = {merge.threads}  # per matrix product
+
+[serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it
+# grpc = "127.0.0.1:7070"
+# ignore = ["classifier.*"]  # tensors of submissions that the base lacks and that are left out without complaint
+# allowed_roots = ["/data/checkpoints"]  # folders that SubmitPath may read
+# keep_snapshots = 10  # besides those that an alias names
+# lease = 3600  # seconds that a superseded snapshot stays readable at the least
+# max_attempts = 3  # worker deaths after which a submission is quarantined
+# shutdown_grace = 20  # seconds that a running merge gets to finish
+# upload_expiry = 604800  # seconds after which an upload without a commit is withdrawn
+# retry_disk_every = 5  # seconds between looks at a disk that was full
+# log_level = "info"
+"""
+
+
+def _malformed(what: str, error: ValidationError) -> StateError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "value"
+    return StateError(f"{what}: {where}: {first['msg']}", "correct it; `foldind serve --help` lists the settings")

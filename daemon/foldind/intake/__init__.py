@@ -1,0 +1,1 @@
+"""The one door for submissions, whichever way they come."""

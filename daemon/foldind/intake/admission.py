@@ -1,0 +1,111 @@
+"""What every submission passes, whichever way it came: limits when it is announced, the check against the base when
+its bytes are there, and the row that acknowledges it."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from foldind.checkpoints.checkpoint import check_file_names, open_checkpoint
+from foldind.checkpoints.header import ITEM_BYTES
+from foldind.checkpoints.match import check_against_plan
+from foldind.checkpoints.plan import Plan
+from foldind.config import ServeSettings
+from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
+from foldind.state.durable import FileDigest, sync
+from foldind.state.folder import StateFolder
+from foldind.state.ledger import Ledger, NewSubmission
+from foldind.state.records import Submission
+
+log = logging.getLogger(__name__)
+
+MAX_TEXT = 200
+MAX_LABELS = 64
+MAX_FILES = 10_000
+RESERVED_BYTES = 64 * 1024 * 1024
+"""Disk space that uploads leave to the ledger."""
+
+
+def content_digest(files: Mapping[str, FileDigest]) -> str:
+    """Return the digest that says whether two submissions have the same content; empty if a file's is not known."""
+    if not all(digest.sha256 for digest in files.values()):
+        return ""
+    listed = [[name, digest.size, digest.sha256] for name, digest in sorted(files.items())]
+    return sha256(json.dumps(listed).encode()).hexdigest()
+
+
+class Admission:
+    """The rules of the door; its methods block on the disk."""
+
+    def __init__(self, folder: StateFolder, ledger: Ledger, plan: Plan, settings: ServeSettings):
+        self._folder = folder
+        self._ledger = ledger
+        self._plan = plan
+        self._settings = settings
+        float32_bytes = sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in plan.tensors)
+        self._max_bytes = 2 * float32_bytes + 1024**3
+
+    def check_announced(self, new: NewSubmission) -> None:
+        """Check what can be checked before any byte arrives.
+
+        Raises:
+          InvalidRequest, CheckpointRefused: it is no checkpoint, too large, or badly described.
+        """
+        if len(new.files) > MAX_FILES:
+            raise InvalidRequest(f"{len(new.files)} files were announced", f"at most {MAX_FILES} make a checkpoint")
+        check_file_names(new.files.keys())
+        for name, digest in new.files.items():
+            if digest.sha256 and (len(digest.sha256) != 64 or set(digest.sha256) - set("0123456789abcdef")):
+                raise InvalidRequest(f"the sha256 of {name} is not 64 lower-case hexadecimal digits")
+        if (total := _total(new.files)) > self._max_bytes:
+            raise CheckpointRefused(
+                f"{total} bytes were announced, and no checkpoint of this base takes more than {self._max_bytes}",
+                "check which base it was fine-tuned from",
+            )
+        texts = [new.name, new.request_id, *(new.labels or {}), *(new.labels or {}).values()]
+        if any(len(text) > MAX_TEXT or not text.isprintable() for text in texts):
+            raise InvalidRequest(f"names, labels and request ids are at most {MAX_TEXT} printable characters")
+        if len(new.labels or {}) > MAX_LABELS:
+            raise InvalidRequest(f"{len(new.labels or {})} labels were given", f"at most {MAX_LABELS} are kept")
+
+    def check_room(self, files: Mapping[str, FileDigest]) -> None:
+        """Check that the disk has room for the bytes announced. Raises OutOfRoom."""
+        disk = os.statvfs(self._folder.submissions)
+        free, needed = disk.f_bavail * disk.f_frsize, _total(files) + RESERVED_BYTES
+        if needed > free:
+            raise OutOfRoom(
+                f"the daemon's disk has {free} bytes free, and the submission needs {needed}",
+                "submit again once the operator has made room",
+            )
+
+    def admit(self, submission_id: str, files: Mapping[str, FileDigest]) -> Submission:
+        """Check a submission whose files are complete and durable, and queue it: from here on it is acknowledged.
+
+        Returns:
+          The submission: QUEUED, or REJECTED with the reason; or the earlier one with the same content.
+        """
+        path = self._folder.submission(submission_id)
+        sync(path)
+        sync(path.parent)
+        try:
+            self._check_checkpoint(path, submission_id)
+        except CheckpointRefused as error:
+            log.warning("submission %s: rejected: %s", submission_id, error)
+            return self._ledger.reject(submission_id, str(error))
+        admitted = self._ledger.enqueue(submission_id, files, content_digest(files))
+        if admitted.id == submission_id:
+            log.info("submission %s: queued, %d bytes", submission_id, _total(files))
+        else:
+            log.info("submission %s: withdrawn, submission %s has the same content", submission_id, admitted.id)
+        return admitted
+
+    def _check_checkpoint(self, path: Path, submission_id: str) -> None:
+        partial = self._ledger.get(submission_id).partial
+        check_against_plan(open_checkpoint(path), self._plan, ignore=self._settings.ignore, partial=partial)
+
+
+def _total(files: Mapping[str, FileDigest]) -> int:
+    return sum(digest.size for digest in files.values())

@@ -1,0 +1,115 @@
+"""Submissions from the daemon's own file system: copied, then admitted like any other."""
+
+import asyncio
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names
+from foldind.config import ServeSettings
+from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
+from foldind.intake.admission import Admission
+from foldind.intake.uploads import RECEIVED_SUFFIX
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_file, is_disk_trouble, make_folder, remove, seal
+from foldind.state.folder import StateFolder
+from foldind.state.ledger import Ledger, NewSubmission
+from foldind.state.records import Submission, SubmissionState
+
+
+class LocalPaths:
+    """Takes checkpoints from folders that the operator allowed."""
+
+    def __init__(self, folder: StateFolder, ledger: Ledger, admission: Admission, settings: ServeSettings):
+        self._folder = folder
+        self._ledger = ledger
+        self._admission = admission
+        self._settings = settings
+        self._copying = asyncio.Lock()  # one at a time: the disk is the bottleneck
+
+    async def submit(self, path: str, description: NewSubmission) -> Submission:
+        """Copy the checkpoint at a path, and queue it.
+
+        Args:
+          path: absolute; a .safetensors file or a folder.
+          description: what the submitter says of it; its files are found here.
+
+        Raises:
+          Forbidden, NotFound, InvalidRequest, CheckpointRefused, Conflict, OutOfRoom: as the contract says.
+        """
+        async with self._copying:
+            try:
+                return await asyncio.to_thread(self._submit, path, description)
+            except OSError as error:
+                if is_disk_trouble(error):
+                    raise OutOfRoom(
+                        f"the daemon's disk cannot take the submission ({error})",
+                        "submit again once the operator has made room",
+                    ) from error
+                raise InvalidRequest(f"{path} cannot be read: {error.strerror}", "check the path") from error
+
+    def _submit(self, path: str, description: NewSubmission) -> Submission:
+        found = find_checkpoint(self._allowed(path))
+        sources = {name: self._allowed(str(source)) for name, source in found.items()}  # links may lead elsewhere
+        sizes = {name: FileDigest(source.stat().st_size, "") for name, source in sources.items()}
+        new = replace(description, files=sizes)
+        self._admission.check_announced(new)
+        self._admission.check_room(sizes)
+        copy = self._folder.submissions / f"{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+        make_folder(copy)
+        try:
+            digests = {name: copy_file(source, copy / name) for name, source in sources.items()}
+            submission = self._ledger.create(replace(new, files=digests))
+            if submission.state is not SubmissionState.RECEIVING:
+                return submission
+            target = self._folder.submission(submission.id)
+            if any(target.glob(f"*{RECEIVED_SUFFIX}")):
+                raise Conflict(
+                    f"request id {description.request_id!r} belongs to an upload in progress, {submission.id}",
+                    "use another request id",
+                )
+            remove(target)
+            seal(copy, target)
+        finally:
+            with suppress(OSError):
+                remove(copy)
+        return self._admission.admit(submission.id, digests)
+
+    def _allowed(self, path: str) -> Path:
+        real = Path(os.path.realpath(path))
+        roots = [Path(os.path.realpath(root)) for root in self._settings.allowed_roots]
+        if not Path(path).is_absolute() or not any(real.is_relative_to(root) for root in roots):
+            raise Forbidden(
+                f"{path} is not below a folder that the daemon may read",
+                "upload it instead, or have the operator add its folder to `allowed_roots`",
+            )
+        if not real.exists():
+            raise NotFound(f"{path} does not exist on the daemon's machine", "upload it instead")
+        return real
+
+
+def find_checkpoint(path: Path) -> dict[str, Path]:
+    """Return the files that make the checkpoint at a path, by the names they are handed in under.
+
+    A file is model.safetensors. A folder's checkpoint is its adapter, else its model.safetensors, else its index and the
+    shards that it names.
+
+    Raises:
+      CheckpointRefused: they cannot be a checkpoint.
+      InvalidRequest: there is none.
+    """
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            check_file_names([path.name])
+        return {SINGLE: path}
+    if (path / "adapter_config.json").is_file():
+        names = ["adapter_config.json", "adapter_model.safetensors"]
+    elif (path / SINGLE).is_file():
+        names = [SINGLE]
+    elif (path / INDEX).is_file():
+        names = [INDEX, *sorted(shard.name for shard in path.glob("*.safetensors"))]
+    else:
+        raise InvalidRequest(f"{path} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)")
+    check_file_names(names)
+    return {name: path / name for name in names}

@@ -1,0 +1,313 @@
+"""The loop that merges, and the only writer of versions.
+
+The order of a merge, and what a crash after each step leaves:
+  1. the submission is MERGING                   -> it is taken up again, first
+  2. the worker writes under temporary names     -> they are removed, and it is folded again, to the same bytes
+  3. both folders are sealed by rename           -> unrecorded, they are removed, likewise
+  4. one transaction records the version         -> it is merged; nothing is repeated
+  5. symlink, retention, the submission's bytes  -> repeated at start
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from foldind.changes import Changes
+from foldind.config import Configuration, ServeSettings
+from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.errors import WrongState
+from foldind.state.durable import TEMPORARY_SUFFIX, is_disk_trouble, make_folder, remove, seal
+from foldind.state.folder import StateFolder
+from foldind.state.ledger import Ledger
+from foldind.state.records import Submission, Version, VersionState
+from foldind.state.recovery import point_latest, prune, remove_dropped
+from foldind.state.snapshots import complete_snapshot
+from foldind.state.versions import Versions
+from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Refused
+from foldind.worker.supervisor import Supervisor, WorkerDied
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_SECONDS = 30
+ANNOUNCE_SECONDS = 0.1
+
+
+class FoldFailed(Exception):
+    """A fold ended for no fault of the checkpoint's and no fault of the disk's."""
+
+
+class MergeService:
+    """Takes submissions from the queue, one at a time, and makes a version of each."""
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        configuration: Configuration,
+        settings: ServeSettings,
+        ledger: Ledger,
+        versions: Versions,
+        supervisor: Supervisor,
+        changes: Changes,
+    ):
+        self._folder = folder
+        self._configuration = configuration
+        self._settings = settings
+        self._ledger = ledger
+        self._versions = versions
+        self._supervisor = supervisor
+        self._changes = changes
+        self._head = asyncio.Lock()  # held while a merge or a rollback is moving the head
+        self._stopping = asyncio.Event()
+        self.progress: dict[str, Progress] = {}
+        """Id of the submission being folded -> how far it is."""
+        self.paused_reason = ""
+        """Why nothing is merged at present; empty when all is well."""
+        self._announced = 0.0
+
+    async def run(self) -> None:
+        """Merge until `stop`.
+
+        Raises:
+          WorkerDied: the worker does not even start.
+        """
+        try:
+            await self._supervisor.start()
+        except WorkerDied:
+            if not self._stopping.is_set():
+                raise
+        while not self._stopping.is_set():
+            seen = self._changes.count
+            try:
+                await asyncio.to_thread(self._keep_house)
+                async with self._head:
+                    merged = await self._merge_next()
+                self._resume()
+            except Exception as error:
+                if not is_disk_trouble(error):
+                    raise
+                self._pause(error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self._settings.retry_disk_every)
+                continue
+            if not merged:
+                await self._changes.wait(seen, HOUSEKEEPING_SECONDS)
+
+    async def stop(self, running: "asyncio.Task[None]") -> None:
+        """End `run`: a running merge gets the grace to finish, then it goes back to the queue."""
+        self._stopping.set()
+        self._changes.announce()
+        _, late = await asyncio.wait([running], timeout=self._settings.shutdown_grace)
+        await self._supervisor.stop()
+        if late:
+            await running
+
+    async def rollback(self, number: int) -> tuple[Version, Version | None]:
+        """Undo the newest version.
+
+        Args:
+          number: of the version to undo, which must be the newest; 0 for whichever that is.
+
+        Returns:
+          The version undone, and the newest one now.
+
+        Raises:
+          WrongState: that version cannot be undone (any more).
+        """
+        if self._head.locked():
+            raise WrongState(
+                "a merge is running, and the state before the newest version is no longer kept",
+                "wait until it is done; then that newer version can be undone",
+            )
+        async with self._head:
+            undone, newest = await asyncio.to_thread(self._rollback, number)
+        self._changes.announce()
+        return undone, newest
+
+    def _rollback(self, number: int) -> tuple[Version, Version | None]:
+        head = self._versions.head()
+        if head is None:
+            raise WrongState("nothing is merged", "there is nothing to undo")
+        if number not in (0, head.version):
+            raise WrongState(
+                f"v{number} is not the newest version, v{head.version} is", "only the newest can be undone"
+            )
+        if head.parent and not self._folder.accumulated(head.parent).is_dir():
+            raise WrongState(
+                f"the state of v{head.parent} is no longer kept", "only one version can be undone between two merges"
+            )
+        self._versions.undo(head)
+        point_latest(self._folder, self._versions)
+        log.info("rolled back v%d; the newest version is v%d", head.version, head.parent)
+        return self._versions.get(head.version), self._versions.head()
+
+    async def _merge_next(self) -> bool:
+        submission = await asyncio.to_thread(self._ledger.take_next)
+        if submission is None:
+            return False
+        self._changes.announce()
+        try:
+            await self._merge(submission)
+        except (WorkerDied, FoldFailed) as error:
+            if self._stopping.is_set():
+                await asyncio.to_thread(self._ledger.requeue, submission.id, "the daemon was stopped")
+                return False
+            log.exception("submission %s: %s", submission.id, error)
+            max_attempts = self._settings.max_attempts
+            await asyncio.to_thread(self._ledger.count_attempt, submission.id, str(error), max_attempts)
+        except Exception as error:
+            if is_disk_trouble(error):
+                with suppress(OSError, sqlite3.OperationalError):  # if not even that can be recorded, it stays MERGING
+                    await asyncio.to_thread(self._ledger.requeue, submission.id, str(error))
+            raise
+        finally:
+            self.progress.pop(submission.id, None)
+            self._changes.announce()
+        return True
+
+    async def _merge(self, submission: Submission) -> None:
+        started = time.monotonic()
+        head, number, state_folder, snapshot_folder = await asyncio.to_thread(self._prepare)
+        log.info("submission %s: folding %r into v%d", submission.id, submission.name, number)
+        request = self._request(submission, head, state_folder, snapshot_folder)
+        answer = await self._supervisor.fold(request, lambda progress: self._report(submission.id, progress))
+        match answer:
+            case Failed(message, 0):
+                raise FoldFailed(message)
+            case Failed(message, disk_errno):
+                raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
+            case Refused(reason):
+                await asyncio.to_thread(self._ledger.reject, submission.id, reason)
+                log.warning("submission %s: rejected: %s", submission.id, reason)
+            case FoldResult():
+                await asyncio.to_thread(
+                    self._commit, submission, head, number, answer, state_folder, snapshot_folder, started
+                )
+                log.info(
+                    "submission %s: merged in v%d, lambda %.6f, %.2f s, worker peak %d MB",
+                    submission.id,
+                    number,
+                    answer.lambda_,
+                    time.monotonic() - started,
+                    answer.peak_resident_bytes // 2**20,
+                )
+
+    def _prepare(self) -> tuple[Version | None, int, Path, Path]:
+        head, last = self._versions.head(), self._versions.last_number()
+        self._folder.discard_unrecorded(last)
+        for number in self._folder.accumulated_versions():
+            if head is None or number != head.version:
+                remove(self._folder.accumulated(number))
+        # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
+        suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        state_folder = self._folder.merge / f"v{last + 1}{suffix}"
+        snapshot_folder = self._folder.snapshots / f"v{last + 1}{suffix}"
+        make_folder(state_folder)
+        make_folder(snapshot_folder)
+        return head, last + 1, state_folder, snapshot_folder
+
+    def _request(
+        self, submission: Submission, head: Version | None, state_folder: Path, snapshot_folder: Path
+    ) -> FoldRequest:
+        merge = self._configuration.merge
+        return FoldRequest(
+            base=str(self._folder.base),
+            plan=str(self._folder.plan),
+            rule=merge.rule,
+            hyper_parameters=merge.hyper_parameters,
+            threads=merge.threads,
+            submission=str(self._folder.submission(submission.id)),
+            accumulated=str(self._folder.accumulated(head.version)) if head else "",
+            submissions=head.submissions if head else 0,
+            task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
+            accumulated_norm=head.accumulated_norm if head else 0.0,
+            state_folder=str(state_folder),
+            snapshot_folder=str(snapshot_folder),
+        )
+
+    def _commit(
+        self,
+        submission: Submission,
+        head: Version | None,
+        number: int,
+        result: FoldResult,
+        state_folder: Path,
+        snapshot_folder: Path,
+        started: float,
+    ) -> None:
+        merge, parent = self._configuration.merge, head.version if head else 0
+        files = complete_snapshot(
+            snapshot_folder,
+            self._folder.base,
+            manifest=manifest(
+                number,
+                parent,
+                submission,
+                result,
+                base_digest=self._configuration.base_digest,
+                merge=merge.model_dump(mode="json"),
+            ),
+            model_card=model_card(
+                number, submission, result, self._versions.lineage(parent, LINEAGE_SHOWN) if parent else [], merge.rule
+            ),
+            tensor_files=result.snapshot_files,
+        )
+        seal(state_folder, self._folder.accumulated(number))
+        seal(snapshot_folder, self._folder.snapshot(number))
+        self._versions.commit(
+            Version(
+                version=number,
+                parent=parent,
+                state=VersionState.PUBLISHED,
+                submission_id=submission.id,
+                submission_name=submission.name,
+                created_at=time.time(),
+                merge_seconds=time.monotonic() - started,
+                rule=merge.rule,
+                submissions=result.submissions,
+                lambda_=result.lambda_,
+                accumulated_norm=result.accumulated_norm,
+                task_vector_norm=result.task_vector_norm,
+                task_vector_norm_sum=result.task_vector_norm_sum,
+                state_files=result.state_files,
+                files=files,
+            )
+        )
+        point_latest(self._folder, self._versions)
+
+    def _keep_house(self) -> None:
+        point_latest(self._folder, self._versions)
+        remove_dropped(self._folder, self._ledger, self._versions)
+        for number in prune(self._folder, self._versions, self._settings.keep_snapshots, self._settings.lease):
+            log.info("pruned v%d", number)
+        for submission in self._ledger.receiving_since_before(time.time() - self._settings.upload_expiry):
+            self._ledger.withdraw(submission.id, "the upload was not completed in time")
+            log.info("submission %s: withdrawn, its upload was not completed in time", submission.id)
+
+    def _report(self, submission_id: str, progress: Progress) -> None:
+        before = self.progress.get(submission_id)
+        self.progress[submission_id] = progress
+        now = time.monotonic()
+        if now - self._announced >= ANNOUNCE_SECONDS:
+            self._announced = now
+            self._changes.announce()
+        tenths = 10 * progress.done // progress.total
+        if before is None or before.stage != progress.stage or tenths > 10 * before.done // before.total:
+            log.info("submission %s: %s tensor %d of %d", submission_id, progress.stage, progress.done, progress.total)
+
+    def _pause(self, error: BaseException) -> None:
+        reason = f"paused: {error}; make room or mend the disk, the daemon looks again every few seconds"
+        if reason != self.paused_reason:
+            log.error("%s", reason)
+            self.paused_reason = reason
+            self._changes.announce()
+
+    def _resume(self) -> None:
+        if self.paused_reason:
+            log.info("the disk is well again, going on")
+            self.paused_reason = ""
+            self._changes.announce()

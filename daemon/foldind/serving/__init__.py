@@ -1,0 +1,1 @@
+"""From the contract to the domain and back, and nothing else."""

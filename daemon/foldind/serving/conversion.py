@@ -1,0 +1,113 @@
+"""Domain values to messages of the contract."""
+
+from collections.abc import Iterable, Mapping
+
+from foldin.v1 import snapshots_pb2, submissions_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from foldind.errors import InvalidRequest
+from foldind.state.durable import FileDigest
+from foldind.state.records import Event, Submission, SubmissionState, Version, VersionState
+from foldind.worker.messages import Progress
+
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+
+
+def submission_message(
+    submission: Submission, *, progress: Progress | None = None, paused_reason: str = "", history: Iterable[Event] = ()
+) -> submissions_pb2.Submission:
+    """Return a submission; a QUEUED one gets the reason for which the daemon is paused."""
+    waiting = submission.state is SubmissionState.QUEUED
+    message = submissions_pb2.Submission(
+        id=submission.id,
+        name=submission.name,
+        labels=submission.labels,
+        state=_submission_state(submission.state),
+        reason=submission.reason or (paused_reason if waiting else ""),
+        version=submission.version,
+        files=[
+            submissions_pb2.FileSpec(name=name, size=digest.size, sha256=digest.sha256)
+            for name, digest in submission.files.items()
+        ],
+        partial=submission.partial,
+        attempts=submission.attempts,
+        created_at=_timestamp(submission.created_at),
+        updated_at=_timestamp(submission.updated_at),
+        content_digest=submission.content_digest,
+        history=[
+            submissions_pb2.SubmissionEvent(
+                at=_timestamp(event.at), state=_submission_state(event.state), detail=event.detail
+            )
+            for event in history
+        ],
+    )
+    if progress and submission.state is SubmissionState.MERGING:
+        message.progress.CopyFrom(
+            submissions_pb2.Progress(
+                stage=progress.stage, done=progress.done, total=progress.total, tensor=progress.tensor
+            )
+        )
+    return message
+
+
+def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
+    """Return a snapshot."""
+    kept = version.state is not VersionState.PRUNED
+    # `lambda` is a word of Python's; everything else goes by its name.
+    return snapshots_pb2.Snapshot(
+        **{"lambda": version.lambda_},  # type: ignore[arg-type]
+        version=version.version,
+        parent=version.parent,
+        created_at=_timestamp(version.created_at),
+        aliases=version.aliases,
+        submission_id=version.submission_id,
+        submission_name=version.submission_name,
+        submissions=version.submissions,
+        accumulated_norm=version.accumulated_norm,
+        mean_task_vector_norm=version.mean_task_vector_norm,
+        task_vector_norm=version.task_vector_norm,
+        rule=version.rule,
+        files=[
+            snapshots_pb2.SnapshotFile(name=name, size=digest.size, sha256=digest.sha256)
+            for name, digest in (version.files if kept else {}).items()
+        ],
+        state=snapshots_pb2.SnapshotState.Value(f"SNAPSHOT_STATE_{version.state}"),
+        merge_seconds=version.merge_seconds,
+    )
+
+
+def file_digests(files: Iterable[submissions_pb2.FileSpec]) -> Mapping[str, FileDigest]:
+    """Return the files of a request by name. Raises InvalidRequest for a name given twice."""
+    found: dict[str, FileDigest] = {}
+    for file in files:
+        if file.name in found:
+            raise InvalidRequest(f"file {file.name[:80]!r} was given twice")
+        found[file.name] = FileDigest(file.size, file.sha256)
+    return found
+
+
+def submission_states(values: Iterable[int]) -> list[SubmissionState]:
+    """Return the states of a request. Raises InvalidRequest for an unknown one."""
+    known = {_submission_state(state): state for state in SubmissionState}
+    try:
+        return [known[value] for value in values]  # type: ignore[index]
+    except KeyError as error:
+        raise InvalidRequest(f"there is no submission state {error}") from error
+
+
+def page(size: int, token: str) -> tuple[int, int]:
+    """Return the number that a page starts after, and its size. Raises InvalidRequest for a bad token."""
+    if token and not (token.isascii() and token.isdigit() and len(token) < 19):
+        raise InvalidRequest(f"{token[:80]!r} is no page token", "pass the next_page_token of the page before")
+    return int(token or 0), min(size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def _submission_state(state: SubmissionState) -> submissions_pb2.SubmissionState:
+    return submissions_pb2.SubmissionState.Value(f"SUBMISSION_STATE_{state}")
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    moment = Timestamp()
+    moment.FromMilliseconds(round(seconds * 1000))
+    return moment

@@ -1,0 +1,111 @@
+"""SnapshotService."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+from foldin.v1 import snapshots_pb2 as pb
+from foldin.v1.snapshots_pb2_grpc import SnapshotServiceServicer
+
+from foldind.changes import Changes
+from foldind.errors import Forbidden, InvalidRequest, NotFound, OffsetOutOfRange
+from foldind.service import MergeService
+from foldind.serving.answers import Context, streaming, unary
+from foldind.serving.conversion import page, snapshot_message
+from foldind.state.folder import StateFolder
+from foldind.state.records import Version, VersionState
+from foldind.state.versions import LATEST, Versions
+
+READ_BYTES = 1024 * 1024
+
+_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_VERSION = re.compile(r"v?([0-9]{1,18})")
+
+
+class SnapshotServicer(SnapshotServiceServicer):
+    """Reading merged models, and naming them."""
+
+    def __init__(self, folder: StateFolder, versions: Versions, service: MergeService, changes: Changes):
+        self._folder = folder
+        self._versions = versions
+        self._service = service
+        self._changes = changes
+
+    @unary
+    async def Get(self, request: pb.GetSnapshotRequest, context: Context) -> pb.Snapshot:
+        return snapshot_message(await asyncio.to_thread(self._resolve, request.ref or LATEST))
+
+    @unary
+    async def List(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
+        after, size = page(request.page_size, request.page_token)
+        found = await asyncio.to_thread(self._versions.page, after, size + 1)
+        return pb.ListSnapshotsResponse(
+            snapshots=[snapshot_message(version) for version in found[:size]],
+            next_page_token=str(found[size - 1].version) if len(found) > size else "",
+        )
+
+    @streaming
+    async def Watch(self, request: pb.WatchSnapshotsRequest, context: Context) -> AsyncIterator[pb.Snapshot]:
+        alias, sent = _alias(request.alias or LATEST), 0
+        while True:
+            seen = self._changes.count
+            version = await asyncio.to_thread(self._versions.aliased, alias)
+            if version and version.version != sent:
+                yield snapshot_message(version)
+                sent = version.version
+            await self._changes.wait(seen)
+
+    @streaming
+    async def ReadFile(self, request: pb.ReadFileRequest, context: Context) -> AsyncIterator[pb.ReadFileResponse]:
+        version = await asyncio.to_thread(self._versions.get, request.version)
+        name = f"v{version.version}"
+        if version.state is VersionState.PRUNED:
+            raise NotFound(f"the files of {name} are no longer kept", "see `foldin snapshots`")
+        if request.file not in version.files:
+            raise NotFound(f"{name} has no file {request.file[:80]!r}", f"see `foldin show {name}`")
+        if request.offset > version.files[request.file].size:
+            raise OffsetOutOfRange(
+                f"{request.file} has {version.files[request.file].size} bytes", "read from within it"
+            )
+        try:
+            file = await asyncio.to_thread((self._folder.snapshot(version.version) / request.file).open, "rb")
+        except FileNotFoundError as error:  # pruned a moment ago
+            raise NotFound(f"the files of {name} are no longer kept", "see `foldin snapshots`") from error
+        with file:
+            file.seek(request.offset)
+            while data := await asyncio.to_thread(file.read, READ_BYTES):
+                yield pb.ReadFileResponse(data=data)
+
+    @unary
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        alias = _alias(request.alias)
+        if alias == LATEST:
+            raise Forbidden("`latest` always names the newest version", "choose another alias, say `stable`")
+        await asyncio.to_thread(self._versions.point, alias, request.version)
+        self._changes.announce()
+        if not request.version:
+            return pb.SetAliasResponse()
+        return pb.SetAliasResponse(snapshot=snapshot_message(await asyncio.to_thread(self._resolve, alias)))
+
+    @unary
+    async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
+        undone, newest = await self._service.rollback(request.version)
+        return pb.RollbackResponse(undone=undone.version, snapshot=snapshot_message(newest) if newest else None)
+
+    def _resolve(self, ref: str) -> Version:
+        if match := _VERSION.fullmatch(ref):
+            return self._versions.get(int(match[1]))
+        if version := self._versions.aliased(_alias(ref)):
+            return version
+        if ref == LATEST:
+            raise NotFound("nothing has been merged yet", "submit a checkpoint first")
+        raise NotFound(f"there is no alias {ref!r}", "see `foldin snapshots`")
+
+
+def _alias(name: str) -> str:
+    if not _ALIAS.fullmatch(name) or _VERSION.fullmatch(name):
+        raise InvalidRequest(
+            f"{name[:80]!r} cannot be an alias",
+            "aliases are up to 100 lower-case letters, digits, '.', '_' and '-', and do not read as a version",
+        )
+    return name

@@ -1,0 +1,124 @@
+"""The SQLite file under the ledger: its schema, and transactions."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from foldind.errors import StateError
+
+FORMAT = 1
+
+_SCHEMA = """
+CREATE TABLE submissions (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  place INTEGER UNIQUE,              -- in the queue; given at commit, kept by retries
+  request_id TEXT UNIQUE,
+  name TEXT NOT NULL,
+  labels TEXT NOT NULL,              -- JSON object
+  state TEXT NOT NULL,
+  reason TEXT NOT NULL DEFAULT '',
+  version INTEGER NOT NULL DEFAULT 0,
+  files TEXT NOT NULL,               -- JSON object: name -> [size, sha256]
+  partial INTEGER NOT NULL,
+  forced INTEGER NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  content_digest TEXT NOT NULL DEFAULT '',
+  bytes_kept INTEGER NOT NULL DEFAULT 1,
+  created_at REAL NOT NULL,
+  updated_at REAL NOT NULL
+);
+CREATE INDEX submissions_by_state ON submissions (state, place);
+CREATE INDEX submissions_by_content ON submissions (content_digest);
+CREATE TABLE events (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  submission_id TEXT NOT NULL REFERENCES submissions (id),
+  at REAL NOT NULL,
+  state TEXT NOT NULL,
+  detail TEXT NOT NULL
+);
+CREATE INDEX events_by_submission ON events (submission_id);
+CREATE TABLE versions (
+  version INTEGER PRIMARY KEY,
+  parent INTEGER NOT NULL,
+  state TEXT NOT NULL,
+  submission_id TEXT NOT NULL REFERENCES submissions (id),
+  created_at REAL NOT NULL,
+  superseded_at REAL,
+  merge_seconds REAL NOT NULL,
+  rule TEXT NOT NULL,
+  submissions INTEGER NOT NULL,
+  lambda REAL NOT NULL,
+  accumulated_norm REAL NOT NULL,
+  task_vector_norm REAL NOT NULL,
+  task_vector_norm_sum REAL NOT NULL,
+  state_files TEXT NOT NULL,         -- JSON object: name -> [size, sha256]
+  files TEXT NOT NULL
+);
+CREATE TABLE aliases (
+  name TEXT PRIMARY KEY,
+  version INTEGER NOT NULL REFERENCES versions (version)
+);
+"""
+
+
+class Database:
+    """One connection that holds the file exclusively; safe to use from several threads, one at a time."""
+
+    def __init__(self, path: Path):
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise StateError(
+                f"the ledger {path} cannot be opened ({error})", "restore the state folder from a backup"
+            ) from error
+        if found == 0:
+            with self.transaction() as connection:
+                for statement in _SCHEMA.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={FORMAT}")
+        elif found != FORMAT:
+            raise StateError(
+                f"the ledger {path} has format {found}, and this release reads format {FORMAT}",
+                "run the release that wrote it",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run statements that become durable together, or not at all."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.OperationalError):  # SQLite may have rolled back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def query(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        """Return the rows of a SELECT."""
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def check(self) -> list[str]:
+        """Return what SQLite's own integrity check finds."""
+        return [row[0] for row in self.query("PRAGMA integrity_check") if row[0] != "ok"]

@@ -1,0 +1,115 @@
+"""Checking a state folder: every digest, and the ledger against the disk."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from foldind.checkpoints.checkpoint import open_checkpoint
+from foldind.checkpoints.plan import Plan, make_plan
+from foldind.config import read_configuration
+from foldind.errors import FoldinError
+from foldind.state.creation import digest_base
+from foldind.state.database import Database
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, digest_file
+from foldind.state.folder import StateFolder
+from foldind.state.ledger import Ledger
+from foldind.state.records import SubmissionState, Version, VersionState
+from foldind.state.recovery import NEEDS_BYTES, missing_folders, unknown_paths
+from foldind.state.snapshots import MANIFEST
+from foldind.state.versions import Versions
+
+
+def check_state(root: Path, report: Callable[[str], None]) -> list[str]:
+    """Return everything that is wrong with a state folder that no daemon serves; an empty list if nothing is.
+
+    What an interruption leaves and the next start removes is not wrong.
+
+    Args:
+      root: the state folder.
+      report: told what is being checked.
+
+    Raises:
+      StateError: it is no state folder, or in use.
+      OSError: it cannot be read.
+    """
+    folder = StateFolder(root)
+    configuration = read_configuration(folder.configuration)
+    with folder, Database(folder.ledger) as database:
+        ledger, versions = Ledger(database), Versions(database)
+        report("the ledger")
+        findings = [f"ledger.sqlite: {finding}" for finding in database.check()]
+        findings += [
+            f"{path}: the ledger records it, and it is not there" for path in missing_folders(folder, ledger, versions)
+        ]
+        report("the base")
+        findings += _check_base(folder, configuration.base_digest, configuration.merge.summed)
+        left_over = {f"v{versions.last_number() + 1}"}
+        for path in unknown_paths(folder, ledger, versions):
+            if path.name not in left_over and not path.name.endswith(TEMPORARY_SUFFIX):
+                findings.append(f"{path}: the ledger does not know of it")
+        for version in versions.all():
+            report(f"v{version.version}")
+            findings += _check_version(folder, version)
+        findings += _check_lineage(versions)
+        for submission in ledger.page(0, 10**9, NEEDS_BYTES):
+            report(f"submission {submission.id}")
+            findings += _check_files(folder.submission(submission.id), submission.files)
+        for submission in ledger.page(0, 10**9, [SubmissionState.MERGED]):
+            if submission.version == 0:
+                findings.append(f"submission {submission.id}: MERGED, and in no version")
+    return findings
+
+
+def _check_base(folder: StateFolder, digest: str, summed: tuple[str, ...]) -> Iterator[str]:
+    try:
+        if digest_base(folder.base) != digest:
+            yield f"{folder.base}: its digest is not the one in foldin.toml"
+        if make_plan(open_checkpoint(folder.base), summed) != Plan.from_json(folder.plan.read_bytes()):
+            yield f"{folder.plan}: it is not the plan of the base"
+    except (FoldinError, OSError, ValueError, KeyError) as error:
+        yield f"{folder.base}: {error}"
+
+
+def _check_version(folder: StateFolder, version: Version) -> Iterator[str]:
+    if (accumulated := folder.accumulated(version.version)).is_dir():
+        yield from _check_files(accumulated, version.state_files)
+    snapshot = folder.snapshot(version.version)
+    if version.state is VersionState.PRUNED or not snapshot.is_dir():
+        return
+    yield from _check_files(snapshot, version.files)
+    for path in sorted(snapshot.iterdir()):
+        if path.name not in version.files:
+            yield f"{path}: it is no part of the snapshot"
+    try:
+        manifest = json.loads((snapshot / MANIFEST).read_bytes())
+        told = {name: FileDigest(entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        if told != {name: digest for name, digest in version.files.items() if name != MANIFEST}:
+            yield f"{snapshot / MANIFEST}: its digests are not those of the ledger"
+        if manifest["version"] != version.version or manifest["lambda"] != version.lambda_:
+            yield f"{snapshot / MANIFEST}: it is not the manifest of v{version.version}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{snapshot / MANIFEST}: {error}"
+
+
+def _check_files(folder: Path, files: Mapping[str, FileDigest]) -> Iterator[str]:
+    for name, digest in files.items():
+        try:
+            found = digest_file(folder / name)
+        except OSError as error:
+            yield f"{folder / name}: {error.strerror}"
+            continue
+        if found != digest:
+            yield f"{folder / name}: its content is not what was recorded ({found.size} of {digest.size} bytes, or other ones)"
+
+
+def _check_lineage(versions: Versions) -> Iterator[str]:
+    known = {version.version: version for version in versions.all()}
+    head = versions.head()
+    for version in known.values():
+        parent = known.get(version.parent)
+        if version.parent and (parent is None or parent.version >= version.version):
+            yield f"v{version.version}: its parent v{version.parent} is no earlier version"
+        elif version.submissions != (parent.submissions if parent else 0) + 1:
+            yield f"v{version.version}: it does not hold one submission more than its parent"
+    if head and head.state is VersionState.WITHDRAWN:
+        yield f"v{head.version}: `latest` names it, and it was withdrawn"

@@ -1,0 +1,301 @@
+"""The ledger: submissions and their history. The only queue, and the commit point of everything.
+
+Every method that writes is one transaction, durable when it returns. Methods block on the disk: call them off the
+event loop. The versions are in the half of the ledger that is versions.py.
+"""
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from foldind.errors import Conflict, NotFound, WrongState
+from foldind.state.database import Database
+from foldind.state.durable import FileDigest
+from foldind.state.records import Event, Submission, SubmissionState
+
+RECEIVING, QUEUED, MERGING, MERGED, REJECTED, QUARANTINED, WITHDRAWN = SubmissionState
+
+
+@dataclass(frozen=True)
+class NewSubmission:
+    """What a submitter says of a checkpoint."""
+
+    files: Mapping[str, FileDigest]
+    """Digests may be empty."""
+    name: str = ""
+    labels: Mapping[str, str] | None = None
+    request_id: str = ""
+    partial: bool = False
+    forced: bool = False
+    content_digest: str = ""
+    """Empty where the digests are not known yet."""
+
+
+class Ledger:
+    """Submissions, from the first byte to what became of them."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def create(self, new: NewSubmission) -> Submission:
+        """Return a RECEIVING submission, or the one that the request id or the content already means.
+
+        Raises:
+          Conflict: the request id was used for other files.
+        """
+        with self._database.transaction() as connection:
+            if new.request_id:
+                known = _one(connection, "request_id = ?", new.request_id)
+                if known and _sizes(known.files) != _sizes(new.files):
+                    raise Conflict(
+                        f"request id {new.request_id!r} belongs to submission {known.id}, which has other files",
+                        "use another request id",
+                    )
+                if known:
+                    return known
+            if new.content_digest and not new.forced and (known := self._twin(connection, new.content_digest, "")):
+                return known
+            now = time.time()
+            submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
+            connection.execute(
+                "INSERT INTO submissions (id, request_id, name, labels, state, files, partial, forced, content_digest,"
+                " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    submission_id,
+                    new.request_id or None,
+                    new.name,
+                    json.dumps(dict(new.labels or {}), sort_keys=True),
+                    RECEIVING,
+                    json.dumps(new.files),
+                    new.partial,
+                    new.forced,
+                    new.content_digest,
+                    now,
+                    now,
+                ),
+            )
+            _record(connection, submission_id, RECEIVING, "")
+            return _existing(connection, submission_id)
+
+    def enqueue(self, submission_id: str, files: Mapping[str, FileDigest], content_digest: str) -> Submission:
+        """Queue a RECEIVING submission whose bytes are durable; this is what acknowledges it.
+
+        Returns the earlier submission instead, and withdraws this one, where the same content was queued or merged
+        meanwhile.
+        """
+        with self._database.transaction() as connection:
+            submission = _existing(connection, submission_id)
+            if submission.state is not RECEIVING:
+                return submission
+            connection.execute(
+                "UPDATE submissions SET files = ?, content_digest = ? WHERE id = ?",
+                (json.dumps(files), content_digest, submission_id),
+            )
+            twin = None if submission.forced else self._twin(connection, content_digest, submission_id, RECEIVING)
+            if twin:
+                _settle(connection, submission_id, WITHDRAWN, f"it has the same content as submission {twin.id}")
+                return twin
+            connection.execute(
+                "UPDATE submissions SET place = (SELECT coalesce(max(place), 0) + 1 FROM submissions) WHERE id = ?",
+                (submission_id,),
+            )
+            _move(connection, submission_id, QUEUED)
+            return _existing(connection, submission_id)
+
+    def take_next(self) -> Submission | None:
+        """Mark the submission whose turn it is as MERGING and return it, if there is one.
+
+        That is the one an interruption left MERGING, else the head of the queue.
+        """
+        with self._database.transaction() as connection:
+            submission = _one(connection, "state = ?", MERGING) or _one(
+                connection, "place = (SELECT min(place) FROM submissions WHERE state = ?)", QUEUED
+            )
+            if submission and submission.state is QUEUED:
+                _move(connection, submission.id, MERGING)
+            return submission
+
+    def requeue(self, submission_id: str, detail: str) -> None:
+        """Put a MERGING submission back to its place: the interruption was not its fault."""
+        with self._database.transaction() as connection:
+            if _existing(connection, submission_id).state is MERGING:
+                _move(connection, submission_id, QUEUED, detail)
+
+    def count_attempt(self, submission_id: str, detail: str, max_attempts: int) -> Submission:
+        """Record that folding a submission failed; it is queued again, or QUARANTINED after max_attempts."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE submissions SET attempts = attempts + 1 WHERE id = ?", (submission_id,))
+            attempts = _existing(connection, submission_id).attempts
+            if attempts < max_attempts:
+                _move(connection, submission_id, QUEUED, f"attempt {attempts} of {max_attempts} failed: {detail}")
+            else:
+                reason = f"{attempts} attempts at folding it failed, the last because {detail}"
+                _move(connection, submission_id, QUARANTINED, reason, reason=reason)
+            return _existing(connection, submission_id)
+
+    def reject(self, submission_id: str, reason: str) -> Submission:
+        """Record that a checkpoint cannot be merged."""
+        with self._database.transaction() as connection:
+            _settle(connection, submission_id, REJECTED, reason)
+            return _existing(connection, submission_id)
+
+    def withdraw(self, submission_id: str, reason: str) -> Submission:
+        """Take a submission back before it is merged.
+
+        Raises:
+          NotFound: there is none.
+          WrongState: it is being merged, or settled.
+        """
+        with self._database.transaction() as connection:
+            submission = _existing(connection, submission_id)
+            if submission.state not in (RECEIVING, QUEUED, QUARANTINED):
+                raise WrongState(
+                    f"submission {submission_id} is {submission.state}",
+                    "only a submission that is not yet being merged can be withdrawn; rollback undoes the newest version",
+                )
+            _settle(connection, submission_id, WITHDRAWN, reason)
+            return _existing(connection, submission_id)
+
+    def retry(self, submission_id: str) -> Submission:
+        """Queue a QUARANTINED submission again, at its old place.
+
+        Raises:
+          NotFound: there is none.
+          WrongState: it is in another state.
+        """
+        with self._database.transaction() as connection:
+            submission = _existing(connection, submission_id)
+            if submission.state is not QUARANTINED:
+                raise WrongState(
+                    f"submission {submission_id} is {submission.state}",
+                    "only a QUARANTINED submission can be retried; submit a rejected checkpoint anew",
+                )
+            connection.execute("UPDATE submissions SET attempts = 0 WHERE id = ?", (submission_id,))
+            _move(connection, submission_id, QUEUED, "retried")
+            return _existing(connection, submission_id)
+
+    def get(self, submission_id: str) -> Submission:
+        """Return a submission. Raises NotFound."""
+        rows = self._database.query("SELECT * FROM submissions WHERE id = ?", submission_id)
+        if not rows:
+            raise _no_submission(submission_id)
+        return _submission(rows[0])
+
+    def history(self, submission_id: str) -> list[Event]:
+        """Return what happened to a submission, oldest first."""
+        rows = self._database.query("SELECT * FROM events WHERE submission_id = ? ORDER BY number", submission_id)
+        return [Event(row["at"], SubmissionState(row["state"]), row["detail"]) for row in rows]
+
+    def page(self, after: int, size: int, states: Sequence[SubmissionState] = ()) -> list[Submission]:
+        """Return up to `size` submissions numbered above `after`, oldest first, of these states (none: all)."""
+        wanted = tuple(states) or tuple(SubmissionState)
+        marks = ", ".join("?" * len(wanted))
+        rows = self._database.query(
+            f"SELECT * FROM submissions WHERE number > ? AND state IN ({marks}) ORDER BY number LIMIT ?",
+            after,
+            *wanted,
+            size,
+        )
+        return [_submission(row) for row in rows]
+
+    def receiving_since_before(self, moment: float) -> list[Submission]:
+        """Return the uploads that were opened before a moment (seconds since the epoch) and never completed."""
+        rows = self._database.query("SELECT * FROM submissions WHERE state = ? AND updated_at < ?", RECEIVING, moment)
+        return [_submission(row) for row in rows]
+
+    def bytes_kept(self, submission_id: str) -> bool | None:
+        """Tell whether the bytes of a submission are to be kept; None if there is no such submission."""
+        rows = self._database.query("SELECT bytes_kept FROM submissions WHERE id = ?", submission_id)
+        return bool(rows[0][0]) if rows else None
+
+    @staticmethod
+    def _twin(
+        connection: sqlite3.Connection, content_digest: str, other_than: str, *not_in: SubmissionState
+    ) -> Submission | None:
+        live = [state for state in (RECEIVING, QUEUED, MERGING, MERGED) if state not in not_in]
+        marks = ", ".join("?" * len(live))
+        return _one(
+            connection, f"content_digest = ? AND id != ? AND state IN ({marks})", content_digest, other_than, *live
+        )
+
+
+def settle_merged(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
+    """Within the transaction that records a version: its submission is MERGED."""
+    connection.execute("UPDATE submissions SET version = ? WHERE id = ?", (version, submission_id))
+    _settle(connection, submission_id, MERGED, f"in v{version}", reason="")
+
+
+def settle_undone(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
+    """Within the transaction that undoes a version: its submission is WITHDRAWN."""
+    _settle(connection, submission_id, WITHDRAWN, f"v{version} was rolled back")
+
+
+def _settle(
+    connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str, reason: str | None = None
+) -> None:
+    connection.execute("UPDATE submissions SET bytes_kept = 0 WHERE id = ?", (submission_id,))
+    _move(connection, submission_id, state, detail, reason=detail if reason is None else reason)
+
+
+def _move(
+    connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str = "", reason: str = ""
+) -> None:
+    connection.execute(
+        "UPDATE submissions SET state = ?, reason = ?, updated_at = ? WHERE id = ?",
+        (state, reason, time.time(), submission_id),
+    )
+    _record(connection, submission_id, state, detail)
+
+
+def _record(connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str) -> None:
+    connection.execute(
+        "INSERT INTO events (submission_id, at, state, detail) VALUES (?, ?, ?, ?)",
+        (submission_id, time.time(), state, detail),
+    )
+
+
+def _one(connection: sqlite3.Connection, condition: str, *values: object) -> Submission | None:
+    row = connection.execute(f"SELECT * FROM submissions WHERE {condition} ORDER BY number", values).fetchone()
+    return _submission(row) if row else None
+
+
+def _existing(connection: sqlite3.Connection, submission_id: str) -> Submission:
+    if submission := _one(connection, "id = ?", submission_id):
+        return submission
+    raise _no_submission(submission_id)
+
+
+def _no_submission(submission_id: str) -> NotFound:
+    return NotFound(f"there is no submission {submission_id[:80]!r}", "see `foldin list`")
+
+
+def _sizes(files: Mapping[str, FileDigest]) -> dict[str, int]:
+    return {name: digest.size for name, digest in files.items()}
+
+
+def _submission(row: sqlite3.Row) -> Submission:
+    return Submission(
+        id=row["id"],
+        number=row["number"],
+        name=row["name"],
+        labels=json.loads(row["labels"]),
+        state=SubmissionState(row["state"]),
+        reason=row["reason"],
+        version=row["version"],
+        files=digests(row["files"]),
+        partial=bool(row["partial"]),
+        forced=bool(row["forced"]),
+        attempts=row["attempts"],
+        content_digest=row["content_digest"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        bytes_kept=bool(row["bytes_kept"]),
+    )
+
+
+def digests(text: str) -> dict[str, FileDigest]:
+    """Read a column of file digests."""
+    return {name: FileDigest(*digest) for name, digest in json.loads(text).items()}

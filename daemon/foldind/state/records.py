@@ -1,0 +1,105 @@
+"""The rows of the ledger, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from foldind.state.durable import FileDigest
+
+
+class SubmissionState(StrEnum):
+    """Where a submission stands; the names are the contract's."""
+
+    RECEIVING = "RECEIVING"
+    QUEUED = "QUEUED"
+    MERGING = "MERGING"
+    MERGED = "MERGED"
+    REJECTED = "REJECTED"
+    QUARANTINED = "QUARANTINED"
+    WITHDRAWN = "WITHDRAWN"
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self in _SETTLED
+
+
+_SETTLED = frozenset(
+    {SubmissionState.MERGED, SubmissionState.REJECTED, SubmissionState.QUARANTINED, SubmissionState.WITHDRAWN}
+)
+
+
+class VersionState(StrEnum):
+    """Where a version stands; the names are the contract's."""
+
+    PUBLISHED = "PUBLISHED"
+    WITHDRAWN = "WITHDRAWN"
+    PRUNED = "PRUNED"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition of a submission."""
+
+    at: float
+    """Seconds since the epoch."""
+    state: SubmissionState
+    detail: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One checkpoint handed in."""
+
+    id: str
+    number: int
+    """Order of creation, from 1."""
+    name: str
+    labels: Mapping[str, str]
+    state: SubmissionState
+    reason: str
+    version: int
+    """The version that first contains it; 0 until merged."""
+    files: Mapping[str, FileDigest]
+    """File name -> length and SHA-256 (empty where it is not known yet)."""
+    partial: bool
+    forced: bool
+    attempts: int
+    content_digest: str
+    created_at: float
+    updated_at: float
+    """Seconds since the epoch."""
+    bytes_kept: bool
+    """Whether its files are still in the state folder."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the merged model."""
+
+    version: int
+    parent: int
+    """0: the base."""
+    state: VersionState
+    submission_id: str
+    submission_name: str
+    created_at: float
+    """Seconds since the epoch."""
+    merge_seconds: float
+    rule: str
+    submissions: int
+    lambda_: float
+    accumulated_norm: float
+    task_vector_norm: float
+    task_vector_norm_sum: float
+    state_files: Mapping[str, FileDigest]
+    """Of merge/v<N>/."""
+    files: Mapping[str, FileDigest]
+    """Of snapshots/v<N>/."""
+    aliases: tuple[str, ...] = ()
+    """Names that point at it now, sorted."""
+
+    @property
+    def mean_task_vector_norm(self) -> float:
+        """n_t."""
+        return self.task_vector_norm_sum / self.submissions

@@ -1,0 +1,191 @@
+"""The half of the ledger that records versions and aliases.
+
+`latest` is an alias like any other, except that only a merge and a rollback move it: it names the head.
+"""
+
+import json
+import sqlite3
+import time
+from dataclasses import asdict
+
+from foldind.errors import NotFound, WrongState
+from foldind.state.database import Database
+from foldind.state.ledger import digests, settle_merged, settle_undone
+from foldind.state.records import Version, VersionState
+
+LATEST = "latest"
+
+_SELECT = (
+    "SELECT versions.*, submissions.name AS submission_name,"
+    " (SELECT group_concat(name, ' ') FROM aliases WHERE aliases.version = versions.version) AS aliases"
+    " FROM versions JOIN submissions ON submissions.id = versions.submission_id"
+)
+
+
+class Versions:
+    """Versions and the names that point at them."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def head(self) -> Version | None:
+        """Return the version that the next merge starts from, and that `latest` names."""
+        return self.aliased(LATEST)
+
+    def last_number(self) -> int:
+        """Return the highest number ever given; 0 before the first."""
+        return int(self._database.query("SELECT coalesce(max(version), 0) FROM versions")[0][0])
+
+    def commit(self, version: Version) -> None:
+        """Record a sealed version: it exists, its submission is MERGED, and `latest` names it."""
+        row = asdict(version)
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO versions (version, parent, state, submission_id, created_at, merge_seconds, rule,"
+                " submissions, lambda, accumulated_norm, task_vector_norm, task_vector_norm_sum, state_files, files)"
+                " VALUES (:version, :parent, :state, :submission_id, :created_at, :merge_seconds, :rule, :submissions,"
+                " :lambda_, :accumulated_norm, :task_vector_norm, :task_vector_norm_sum, :state_files, :files)",
+                row
+                | {"state_files": json.dumps(version.state_files), "files": json.dumps(version.files)}
+                | {"aliases": None},
+            )
+            settle_merged(connection, version.submission_id, version.version)
+            _supersede(connection, version.parent)
+            _point(connection, LATEST, version.version)
+
+    def undo(self, version: Version) -> None:
+        """Withdraw the head: `latest` names its parent again, and its submission is WITHDRAWN."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE versions SET state = ? WHERE version = ? AND state = ?",
+                (VersionState.WITHDRAWN, version.version, VersionState.PUBLISHED),
+            )
+            settle_undone(connection, version.submission_id, version.version)
+            _supersede(connection, version.version)
+            _point(connection, LATEST, version.parent)
+
+    def get(self, number: int) -> Version:
+        """Return a version. Raises NotFound."""
+        rows = self._database.query(f"{_SELECT} WHERE versions.version = ?", number)
+        if not rows:
+            raise _no_version(number)
+        return _version(rows[0])
+
+    def find(self, number: int, state: VersionState) -> Version | None:
+        """Return a version if it is there and in that state."""
+        rows = self._database.query(f"{_SELECT} WHERE versions.version = ? AND versions.state = ?", number, state)
+        return _version(rows[0]) if rows else None
+
+    def aliased(self, alias: str) -> Version | None:
+        """Return the version that an alias names, if there is one."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.version = (SELECT version FROM aliases WHERE name = ?)", alias
+        )
+        return _version(rows[0]) if rows else None
+
+    def page(self, after: int, size: int) -> list[Version]:
+        """Return up to `size` versions above `after`, oldest first."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.version > ? ORDER BY versions.version LIMIT ?", after, size
+        )
+        return [_version(row) for row in rows]
+
+    def all(self) -> list[Version]:
+        """Return every version ever, oldest first."""
+        return [_version(row) for row in self._database.query(f"{_SELECT} ORDER BY versions.version")]
+
+    def lineage(self, number: int, most: int) -> list[Version]:
+        """Return a version and its ancestors, newest first, at most so many."""
+        rows = self._database.query(
+            "WITH RECURSIVE line (number) AS (SELECT ? UNION ALL"
+            " SELECT parent FROM versions JOIN line ON versions.version = line.number WHERE parent > 0 LIMIT ?)"
+            f" {_SELECT} JOIN line ON versions.version = line.number ORDER BY versions.version DESC",
+            number,
+            most,
+        )
+        return [_version(row) for row in rows]
+
+    def point(self, alias: str, number: int) -> None:
+        """Point an alias at a version; 0 removes it.
+
+        Raises:
+          NotFound: there is no such version.
+          WrongState: its files are no longer kept.
+        """
+        with self._database.transaction() as connection:
+            row = connection.execute("SELECT state FROM versions WHERE version = ?", (number,)).fetchone()
+            if number and row is None:
+                raise _no_version(number)
+            if number and row["state"] == VersionState.PRUNED:
+                raise WrongState(f"the files of v{number} are no longer kept", "see `foldin snapshots`")
+            _point(connection, alias, number)
+
+    def prune(self, keep: int, superseded_before: float) -> list[int]:
+        """Mark the versions whose files may go as PRUNED, and return them; the caller deletes the files afterwards.
+
+        Those are the versions that no alias names, that are not among the newest, and were superseded long enough ago.
+
+        Args:
+          keep: how many of the newest published versions stay; the head and its parent always do.
+          superseded_before: seconds since the epoch.
+        """
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                "SELECT version FROM versions WHERE state != :pruned AND superseded_at < :before"
+                " AND version NOT IN (SELECT version FROM aliases)"
+                " AND version NOT IN (SELECT parent FROM versions JOIN aliases USING (version) WHERE name = :latest)"
+                " AND version NOT IN (SELECT version FROM versions WHERE state = :published"
+                " ORDER BY version DESC LIMIT :keep) ORDER BY version",
+                {
+                    "pruned": VersionState.PRUNED,
+                    "published": VersionState.PUBLISHED,
+                    "before": superseded_before,
+                    "latest": LATEST,
+                    "keep": keep,
+                },
+            ).fetchall()
+            numbers = [row["version"] for row in rows]
+            connection.executemany(
+                "UPDATE versions SET state = ? WHERE version = ?",
+                [(VersionState.PRUNED, number) for number in numbers],
+            )
+        return numbers
+
+
+def _no_version(number: int) -> NotFound:
+    return NotFound(f"there is no version v{number}", "see `foldin snapshots`")
+
+
+def _supersede(connection: sqlite3.Connection, number: int) -> None:
+    connection.execute("UPDATE versions SET superseded_at = ? WHERE version = ?", (time.time(), number))
+
+
+def _point(connection: sqlite3.Connection, alias: str, number: int) -> None:
+    if number:
+        connection.execute(
+            "INSERT INTO aliases (name, version) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET version = excluded.version",
+            (alias, number),
+        )
+    else:
+        connection.execute("DELETE FROM aliases WHERE name = ?", (alias,))
+
+
+def _version(row: sqlite3.Row) -> Version:
+    return Version(
+        version=row["version"],
+        parent=row["parent"],
+        state=VersionState(row["state"]),
+        submission_id=row["submission_id"],
+        submission_name=row["submission_name"],
+        created_at=row["created_at"],
+        merge_seconds=row["merge_seconds"],
+        rule=row["rule"],
+        submissions=row["submissions"],
+        lambda_=row["lambda"],
+        accumulated_norm=row["accumulated_norm"],
+        task_vector_norm=row["task_vector_norm"],
+        task_vector_norm_sum=row["task_vector_norm_sum"],
+        state_files=digests(row["state_files"]),
+        files=digests(row["files"]),
+        aliases=tuple(sorted((row["aliases"] or "").split())),
+    )
