@@ -5,6 +5,7 @@ import logging
 import signal
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 from foldin.v1 import snapshots_pb2, submissions_pb2
@@ -20,6 +21,7 @@ from foldind.errors import StateError
 from foldind.intake.admission import Admission
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import Uploads
+from foldind.memory import return_large_blocks_at_once
 from foldind.service import MergeService
 from foldind.serving.snapshots import SnapshotServicer
 from foldind.serving.submissions import SubmissionServicer
@@ -39,7 +41,7 @@ _SERVICES = (
 _CALLS_END_SECONDS = 2
 
 
-def serve(root: Path, **flags: object) -> None:
+def serve(root: Path, **flags: Any) -> None:
     """Serve a state folder until SIGTERM or SIGINT.
 
     Args:
@@ -49,6 +51,7 @@ def serve(root: Path, **flags: object) -> None:
     Raises:
       StateError: the state folder or a setting is not in order.
     """
+    return_large_blocks_at_once()
     folder = StateFolder(root)
     configuration = read_configuration(folder.configuration)
     settings = configuration.serve_settings(**flags)

@@ -17,9 +17,9 @@ class Changes:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def wait(self, after: int, timeout: float | None = None) -> None:
-        """Wait until the count is above `after`, at most `timeout` seconds."""
+    async def wait(self, after: int, at_most: float | None = None) -> None:
+        """Wait until the count is above `after`, `at_most` seconds."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(at_most):
                 while self.count == after:
                     await self._changed.wait()

@@ -157,8 +157,8 @@ def plan(
 ) -> None:
     """Show what a merge would do with every tensor of a base model.
 
-    *projected*: linear layers, made orthogonal to what is merged. *summed*: everything else that is trained. *tied*: the
-    same as another tensor. *frozen*: copied from the base. Example: `foldind plan --base ./bert-base`
+    *projected*: linear layers, made orthogonal to what is merged. *summed*: everything else that is trained. *tied*:
+    the same as another tensor. *frozen*: copied from the base. Example: `foldind plan --base ./bert-base`
     """
     from foldind.checkpoints.checkpoint import open_checkpoint
     from foldind.checkpoints.plan import SUMMED_PATTERNS, make_plan

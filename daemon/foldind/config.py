@@ -65,7 +65,7 @@ class Configuration(BaseModel):
     merge: MergeSettings
     serve: dict[str, Any] = {}
 
-    def serve_settings(self, **flags: object) -> ServeSettings:
+    def serve_settings(self, **flags: Any) -> ServeSettings:
         """Return the serve settings: flags (None: not given), else environment, else foldin.toml, else defaults.
 
         Raises:
@@ -109,7 +109,7 @@ def read_configuration(path: Path) -> Configuration:
         raise _malformed(str(path), error) from error
 
 
-def merge_settings(**flags: object) -> MergeSettings:
+def merge_settings(**flags: Any) -> MergeSettings:
     """Return the merge settings for a new state folder from flags (None: not given). Raises StateError."""
     try:
         return MergeSettings.model_validate({name: value for name, value in flags.items() if value is not None})

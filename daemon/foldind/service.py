@@ -156,7 +156,7 @@ class MergeService:
             if self._stopping.is_set():
                 await asyncio.to_thread(self._ledger.requeue, submission.id, "the daemon was stopped")
                 return False
-            log.exception("submission %s: %s", submission.id, error)
+            log.exception("submission %s: an attempt failed", submission.id)
             max_attempts = self._settings.max_attempts
             await asyncio.to_thread(self._ledger.count_attempt, submission.id, str(error), max_attempts)
         except Exception as error:

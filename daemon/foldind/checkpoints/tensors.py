@@ -49,7 +49,7 @@ class TensorReader:
           OSError: it cannot be read.
         """
         block = torch.empty(stop - start, dtype=torch.uint8)
-        into = memoryview(block.numpy())
+        into = block.numpy().data
         descriptor, done = self._descriptor(tensor.file), 0
         while done < len(into):
             count = os.preadv(descriptor, [into[done:]], tensor.start + start + done)
@@ -72,5 +72,5 @@ class TensorReader:
 
     def _descriptor(self, name: str) -> int:
         if name not in self._files:
-            self._files[name] = self._open.enter_context((self._folder / name).open("rb", buffering=0))  # type: ignore[arg-type]
+            self._files[name] = self._open.enter_context((self._folder / name).open("rb", buffering=0))
         return self._files[name].fileno()

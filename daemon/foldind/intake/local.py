@@ -92,8 +92,8 @@ class LocalPaths:
 def find_checkpoint(path: Path) -> dict[str, Path]:
     """Return the files that make the checkpoint at a path, by the names they are handed in under.
 
-    A file is model.safetensors. A folder's checkpoint is its adapter, else its model.safetensors, else its index and the
-    shards that it names.
+    A file is model.safetensors. A folder's checkpoint is its adapter, else its model.safetensors, else its index and
+    the shards that it names.
 
     Raises:
       CheckpointRefused: they cannot be a checkpoint.

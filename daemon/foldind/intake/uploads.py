@@ -18,7 +18,7 @@ from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission, SubmissionState
 
 CHUNK_BYTES = 2 * 1024 * 1024
-MAX_CHUNKS_IN_FLIGHT = 32
+MAX_CHUNKS_IN_FLIGHT = 8
 RECEIVED_SUFFIX = ".received"
 
 Ranges = list[tuple[int, int]]

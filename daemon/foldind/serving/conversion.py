@@ -1,6 +1,6 @@
 """Domain values to messages of the contract."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from foldin.v1 import snapshots_pb2, submissions_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -56,7 +56,7 @@ def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
     kept = version.state is not VersionState.PRUNED
     # `lambda` is a word of Python's; everything else goes by its name.
     return snapshots_pb2.Snapshot(
-        **{"lambda": version.lambda_},  # type: ignore[arg-type]
+        **{"lambda": version.lambda_},
         version=version.version,
         parent=version.parent,
         created_at=_timestamp(version.created_at),
@@ -72,7 +72,7 @@ def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
             snapshots_pb2.SnapshotFile(name=name, size=digest.size, sha256=digest.sha256)
             for name, digest in (version.files if kept else {}).items()
         ],
-        state=snapshots_pb2.SnapshotState.Value(f"SNAPSHOT_STATE_{version.state}"),
+        state=f"SNAPSHOT_STATE_{version.state}",
         merge_seconds=version.merge_seconds,
     )
 
@@ -87,13 +87,12 @@ def file_digests(files: Iterable[submissions_pb2.FileSpec]) -> Mapping[str, File
     return found
 
 
-def submission_states(values: Iterable[int]) -> list[SubmissionState]:
+def submission_states(values: Sequence[int]) -> list[SubmissionState]:
     """Return the states of a request. Raises InvalidRequest for an unknown one."""
-    known = {_submission_state(state): state for state in SubmissionState}
-    try:
-        return [known[value] for value in values]  # type: ignore[index]
-    except KeyError as error:
-        raise InvalidRequest(f"there is no submission state {error}") from error
+    known = {submissions_pb2.SubmissionState.Value(_submission_state(state)): state for state in SubmissionState}
+    if unknown := [value for value in values if value not in known]:
+        raise InvalidRequest(f"there is no submission state {unknown[0]}")
+    return [known[value] for value in values]
 
 
 def page(size: int, token: str) -> tuple[int, int]:
@@ -103,8 +102,8 @@ def page(size: int, token: str) -> tuple[int, int]:
     return int(token or 0), min(size or DEFAULT_PAGE, MAX_PAGE)
 
 
-def _submission_state(state: SubmissionState) -> submissions_pb2.SubmissionState:
-    return submissions_pb2.SubmissionState.Value(f"SUBMISSION_STATE_{state}")
+def _submission_state(state: SubmissionState) -> str:
+    return f"SUBMISSION_STATE_{state}"
 
 
 def _timestamp(seconds: float) -> Timestamp:

@@ -20,6 +20,8 @@ class AccumulatedState:
     """Reads S block by block; zero everywhere before the first merge. A context manager."""
 
     def __init__(self, folder: Path | None):
+        self.exists = folder is not None
+        """Whether anything was merged before; if not, S is zero."""
         self._tensors = {tensor.name: tensor for tensor in read_header(folder / ACCUMULATED).tensors} if folder else {}
         self._reader = TensorReader(folder or Path())
 
@@ -33,7 +35,7 @@ class AccumulatedState:
 
     def read(self, tensor: PlannedTensor, rows: tuple[int, int] | None) -> Tensor:
         """Return the rows [first, last) of a tensor of S, or all of it, float32."""
-        if self._tensors:
+        if self.exists:
             return self._reader.read(self._tensors[tensor.name], rows)
         shape = tensor.shape if rows is None else (rows[1] - rows[0], *tensor.shape[1:])
         return torch.zeros(shape, dtype=torch.float32)

@@ -110,7 +110,7 @@ def write_file(path: Path, content: bytes) -> FileDigest:
     with DurableFile(temporary, len(content)) as file:
         file.write(content)
         digest = file.finish()
-    os.rename(temporary, path)
+    temporary.rename(path)
     sync(path.parent)
     return digest
 
@@ -149,7 +149,7 @@ def digest_file(path: Path) -> FileDigest:
 def seal(temporary: Path, final: Path) -> None:
     """Give a folder of files that are durable themselves its final name. Raises OSError."""
     sync(temporary)
-    os.rename(temporary, final)
+    temporary.rename(final)
     sync(final.parent)
 
 
@@ -161,12 +161,12 @@ def make_folder(path: Path) -> None:
 
 def replace_symlink(link: Path, target: str) -> None:
     """Point a symbolic link at a target, atomically. Raises OSError."""
-    if link.is_symlink() and os.readlink(link) == target:
+    if link.is_symlink() and str(link.readlink()) == target:
         return
     temporary = link.with_name(f".{link.name}{TEMPORARY_SUFFIX}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
-    os.rename(temporary, link)
+    temporary.rename(link)
     sync(link.parent)
 
 

@@ -99,7 +99,7 @@ def _check_files(folder: Path, files: Mapping[str, FileDigest]) -> Iterator[str]
             yield f"{folder / name}: {error.strerror}"
             continue
         if found != digest:
-            yield f"{folder / name}: its content is not what was recorded ({found.size} of {digest.size} bytes, or other ones)"
+            yield f"{folder / name}: its {found.size} bytes are not the {digest.size} that were recorded"
 
 
 def _check_lineage(versions: Versions) -> Iterator[str]:

@@ -154,7 +154,7 @@ class Ledger:
             if submission.state not in (RECEIVING, QUEUED, QUARANTINED):
                 raise WrongState(
                     f"submission {submission_id} is {submission.state}",
-                    "only a submission that is not yet being merged can be withdrawn; rollback undoes the newest version",
+                    "only what is not yet being merged can be withdrawn; a rollback undoes the newest version",
                 )
             _settle(connection, submission_id, WITHDRAWN, reason)
             return _existing(connection, submission_id)

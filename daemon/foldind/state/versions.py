@@ -163,7 +163,8 @@ def _supersede(connection: sqlite3.Connection, number: int) -> None:
 def _point(connection: sqlite3.Connection, alias: str, number: int) -> None:
     if number:
         connection.execute(
-            "INSERT INTO aliases (name, version) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET version = excluded.version",
+            "INSERT INTO aliases (name, version) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET version = excluded.version",
             (alias, number),
         )
     else:

@@ -10,11 +10,11 @@ import signal
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
 from foldind.errors import CheckpointRefused
+from foldind.memory import reset_peak, resident_bytes, return_large_blocks_at_once
 from foldind.state.durable import is_disk_trouble
 from foldind.worker.fold import fold_submission
 from foldind.worker.messages import Failed, FoldRequest, Message, Ready, Refused, decode, encode
@@ -27,13 +27,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return_large_blocks_at_once()
     # Whatever a library prints goes to the log, not into the conversation.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
     requests: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
-    _send(answers, Ready(_resident("VmRSS")))
+    _send(answers, Ready(resident_bytes("VmRSS")))
     while True:
         request = decode(requests.get())
         if isinstance(request, FoldRequest):
@@ -47,7 +48,7 @@ def _receive(pipe: BinaryIO, requests: SimpleQueue[bytes]) -> None:
 
 
 def _fold(request: FoldRequest, answers: BinaryIO) -> Message:
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
+    reset_peak()
     try:
         result = fold_submission(request, lambda progress: _send(answers, progress))
     except CheckpointRefused as error:
@@ -56,19 +57,12 @@ def _fold(request: FoldRequest, answers: BinaryIO) -> Message:
         return Failed(str(error), disk_errno=(error.errno or 0) if is_disk_trouble(error) else 0)
     except Exception as error:
         return Failed(f"{type(error).__name__}: {error}")
-    return replace(result, peak_resident_bytes=_resident("VmHWM"))
+    return replace(result, peak_resident_bytes=resident_bytes("VmHWM"))
 
 
 def _send(answers: BinaryIO, message: Message) -> None:
     answers.write(encode(message))
     answers.flush()
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ lambda. The second reads the base and the new state, and writes the merged model
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from foldind.worker.messages import FoldRequest, FoldResult, Progress, TensorSta
 
 BLOCK_ELEMENTS = 2 * 1024 * 1024
 """Tensors that need not be whole are handled in row blocks of about so many elements."""
+BLOCK_BYTES = 4 * 1024 * 1024
 
 Report = Callable[[Progress], None]
 
@@ -62,50 +63,56 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
     )
 
 
+class _NotFiniteError(Exception):
+    """A task vector has NaN or infinite elements."""
+
+
 def _accumulate(
     request: FoldRequest, plan: Plan, rule: Rule, base: Checkpoint, submission: Checkpoint, report: Report
 ) -> tuple[tuple[TensorStatistics, ...], float, FileDigest]:
-    statistics, accumulated_norms, not_finite = [], [], []
+    statistics, norms = [], []
     with ExitStack() as stack:
         old = stack.enter_context(AccumulatedState(Path(request.accumulated) if request.accumulated else None))
         task_vectors = stack.enter_context(_TaskVectors(plan, base, submission))
         new = stack.enter_context(new_accumulated_file(Path(request.state_folder), plan))
         for done, tensor in enumerate(plan.folded, start=1):
-            task_vector_norms, removed_squared, split_rank = [0.0], 0.0, 0
-            for rows in _blocks(tensor):
-                task_vector = task_vectors.read(tensor, rows)
-                norm = _norm(task_vector)
-                if not math.isfinite(norm):
-                    not_finite.append(tensor.name)
-                    break
-                if not_finite:
-                    continue  # nothing will be merged; look for more of them
-                accumulated, basis = old.read(tensor, rows), None
-                if tensor.treatment is Treatment.PROJECTED:
-                    accumulated, task_vector = accumulated.squeeze(0), task_vector.squeeze(0)
-                    if norm > 0 and request.accumulated:
-                        basis = rule.decompose(accumulated)
-                        split_rank = max(split_rank, basis.split_rank)
-                folded = rule.fold(accumulated, task_vector, basis)
-                task_vector_norms.append(norm)
-                removed_squared += folded.removed_squared
-                accumulated_norms.append(_norm(folded.accumulated))
-                new.write(_bytes(folded.accumulated))
-            total = math.hypot(*task_vector_norms)
-            kept = math.sqrt(max(0.0, 1 - removed_squared / total**2)) if total else 1.0
-            statistics.append(TensorStatistics(tensor.name, tensor.treatment, total, kept, split_rank))
+            try:
+                tensor_statistics, norm = _fold_tensor(tensor, rule, task_vectors, old, new)
+            except _NotFiniteError:
+                raise _refusal(task_vectors.not_finite(plan.folded[done - 1 :])) from None
+            statistics.append(tensor_statistics)
+            norms.append(norm)
             report(Progress("folding", done, len(plan.folded), tensor.name))
-        if not_finite:
-            raise CheckpointRefused(
-                f"it has NaN or infinite values in {', '.join(not_finite[:5])}"
-                + (f" and {len(not_finite) - 5} more tensors" if len(not_finite) > 5 else ""),
-                "the training run diverged or overflowed; submit a checkpoint from before that",
-            )
-        if not math.isfinite(accumulated_norm := math.hypot(*accumulated_norms)):
+        if not math.isfinite(accumulated_norm := math.hypot(*norms)):
             raise CheckpointRefused(
                 "its values are so large that merging overflows float32", "check the checkpoint's training run"
             )
         return tuple(statistics), accumulated_norm, new.finish()
+
+
+def _fold_tensor(
+    tensor: PlannedTensor, rule: Rule, task_vectors: "_TaskVectors", old: AccumulatedState, new: TensorFileWriter
+) -> tuple[TensorStatistics, float]:
+    """Write one tensor of the new state; return the statistics of the fold, and the norm of what was written."""
+    task_vector_norms, accumulated_norms, removed_squared, split_rank = [0.0], [0.0], 0.0, 0
+    for rows in _blocks(tensor, whole_matrices=True):
+        accumulated, task_vector = old.read(tensor, rows), task_vectors.read(tensor, rows)
+        task_vector_norms.append(_norm(task_vector))
+        if not math.isfinite(task_vector_norms[-1]):
+            raise _NotFiniteError
+        basis = None
+        if tensor.treatment is Treatment.PROJECTED:
+            accumulated, task_vector = accumulated.squeeze(0), task_vector.squeeze(0)  # one of stacked experts
+            if old.exists and task_vector_norms[-1] > 0:
+                basis = rule.decompose(accumulated)
+                split_rank = max(split_rank, basis.split_rank)
+        folded = rule.fold(accumulated, task_vector, basis)
+        removed_squared += folded.removed_squared
+        accumulated_norms.append(_norm(folded.accumulated))
+        new.write(_bytes(folded.accumulated))
+    norm = math.hypot(*task_vector_norms)
+    kept = math.sqrt(max(0.0, 1 - removed_squared / norm**2)) if norm else 1.0
+    return TensorStatistics(tensor.name, tensor.treatment, norm, kept, split_rank), math.hypot(*accumulated_norms)
 
 
 def _publish(
@@ -119,19 +126,14 @@ def _publish(
                 for tensor in header.tensors:
                     planned = plan.by_name[tensor.name]
                     if planned.treatment is Treatment.FROZEN:
-                        for start in range(0, tensor.nbytes, BLOCK_ELEMENTS):
-                            writer.write(
-                                _bytes(reader.read_bytes(tensor, start, min(start + BLOCK_ELEMENTS, tensor.nbytes)))
-                            )
+                        for start in range(0, tensor.nbytes, BLOCK_BYTES):
+                            stop = min(start + BLOCK_BYTES, tensor.nbytes)
+                            writer.write(_bytes(reader.read_bytes(tensor, start, stop)))
                     else:
                         source = plan.by_name[planned.tied_to] if planned.tied_to else planned
                         for rows in _blocks(planned, whole_matrices=False):
                             merged = rule.publish(reader.read(tensor, rows), state.read(source, rows), lambda_)
-                            if not math.isfinite(_norm(merged)):
-                                raise CheckpointRefused(
-                                    f"merged, tensor {tensor.name!r} leaves the range of the base's dtype {tensor.dtype}",
-                                    "check the checkpoint's training run",
-                                )
+                            _check_range(merged, tensor.name)
                             writer.write(_bytes(merged))
                     done += 1
                     report(Progress("publishing", done, len(plan.tensors), tensor.name))
@@ -139,6 +141,22 @@ def _publish(
     if INDEX in base.files:
         files[INDEX] = copy_file(base.folder / INDEX, folder / INDEX)
     return files
+
+
+def _check_range(merged: Tensor, name: str) -> None:
+    if not math.isfinite(_norm(merged)):
+        raise CheckpointRefused(
+            f"merged, tensor {name!r} would leave the range of the base's dtype, {merged.dtype}",
+            "check the checkpoint's training run",
+        )
+
+
+def _refusal(names: Sequence[str]) -> CheckpointRefused:
+    more = f" and {len(names) - 5} more tensors" if len(names) > 5 else ""
+    return CheckpointRefused(
+        f"it has NaN or infinite values in {', '.join(names[:5])}{more}",
+        "the training run diverged or overflowed; submit a checkpoint from before that",
+    )
 
 
 class _TaskVectors:
@@ -158,7 +176,16 @@ class _TaskVectors:
     def __exit__(self, *exception: object) -> None:
         self._readers.close()
 
+    def not_finite(self, tensors: Iterable[PlannedTensor]) -> list[str]:
+        """Return which of the tensors have NaN or infinite elements."""
+        return [
+            tensor.name
+            for tensor in tensors
+            if not all(math.isfinite(_norm(self.read(tensor, rows))) for rows in _blocks(tensor, whole_matrices=False))
+        ]
+
     def read(self, tensor: PlannedTensor, rows: tuple[int, int] | None) -> Tensor:
+        """Return the rows [first, last) of a task vector, or all of it, float32."""
         base = self._base.read(self._base_tensors[tensor.name], rows).float()
         names = [name for name in (tensor.name, *self._tied_names.get(tensor.name, ())) if name in self._tensors]
         if not names:
@@ -173,7 +200,7 @@ class _TaskVectors:
         return first.float().sub_(base)
 
 
-def _blocks(tensor: PlannedTensor, *, whole_matrices: bool = True) -> Iterator[tuple[int, int] | None]:
+def _blocks(tensor: PlannedTensor, *, whole_matrices: bool) -> Iterator[tuple[int, int] | None]:
     """Yield the row ranges in which a tensor is handled; None means all of it."""
     if not tensor.shape:
         yield None
@@ -192,4 +219,4 @@ def _norm(values: Tensor) -> float:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    return memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data
