@@ -13,7 +13,7 @@ def test_first_merge_publishes_the_submission_itself(daemon: Daemon, base: Path,
     with daemon.client() as client:
         submission = client.submit(checkpoint, name="task", wait=True)
         assert (submission.state, submission.version) == ("MERGED", 1)
-        client.pull("latest", tmp_path / "merged")
+        client.pull("latest", to=tmp_path / "merged")
     merged = load_model(tmp_path / "merged")
     for name, tensor in load_model(checkpoint).items():
         torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-7)
