@@ -1,0 +1,31 @@
+"""Run the benchmarks and print their figures as Markdown: `python -m tests.bench [NAME ...]`."""
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+from tests.bench import constant_memory
+
+BENCHMARKS = {"constant_memory": constant_memory.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="*", metavar="NAME", help="which ones; all where none is named")
+    parser.add_argument("--folder", type=Path, help="where to work; needs about 4 GB")
+    arguments = parser.parse_args()
+    print(f"Machine: {_processor()}, Python {platform.python_version()}\n")
+    for name in arguments.name or BENCHMARKS:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            BENCHMARKS[name](Path(folder))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0]}, {len(models)} processors"
+
+
+if __name__ == "__main__":
+    main()
