@@ -20,7 +20,7 @@ from pathlib import Path
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
 from foldind.documents import LINEAGE_SHOWN, manifest, model_card
-from foldind.errors import WrongState
+from foldind.errors import FoldinError, WrongState
 from foldind.state.durable import TEMPORARY_SUFFIX, is_disk_trouble, make_folder, remove, seal
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
@@ -37,7 +37,7 @@ HOUSEKEEPING_SECONDS = 30
 ANNOUNCE_SECONDS = 0.1
 
 
-class FoldFailed(Exception):
+class FoldFailed(FoldinError):
     """A fold ended for no fault of the checkpoint's and no fault of the disk's."""
 
 
@@ -88,8 +88,6 @@ class MergeService:
                     merged = await self._merge_next()
                 self._resume()
             except Exception as error:
-                if not is_disk_trouble(error):
-                    raise
                 self._pause(error)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._settings.retry_disk_every)
@@ -152,18 +150,17 @@ class MergeService:
         self._changes.announce()
         try:
             await self._merge(submission)
-        except (WorkerDied, FoldFailed) as error:
-            if self._stopping.is_set():
+        except Exception as error:
+            if isinstance(error, WorkerDied) and self._stopping.is_set():
                 await asyncio.to_thread(self._ledger.requeue, submission.id, "the daemon was stopped")
                 return False
-            log.exception("submission %s: an attempt failed", submission.id)
-            max_attempts = self._settings.max_attempts
-            await asyncio.to_thread(self._ledger.count_attempt, submission.id, str(error), max_attempts)
-        except Exception as error:
             if is_disk_trouble(error):
                 with suppress(OSError, sqlite3.OperationalError):  # if not even that can be recorded, it stays MERGING
                     await asyncio.to_thread(self._ledger.requeue, submission.id, str(error))
-            raise
+                raise
+            log.exception("submission %s: an attempt failed", submission.id)
+            max_attempts = self._settings.max_attempts
+            await asyncio.to_thread(self._ledger.count_attempt, submission.id, str(error), max_attempts)
         finally:
             self.progress.pop(submission.id, None)
             self._changes.announce()
@@ -285,8 +282,9 @@ class MergeService:
         for number in prune(self._folder, self._versions, self._settings.keep_snapshots, self._settings.lease):
             log.info("pruned v%d", number)
         for submission in self._ledger.receiving_since_before(time.time() - self._settings.upload_expiry):
-            self._ledger.withdraw(submission.id, "the upload was not completed in time")
-            log.info("submission %s: withdrawn, its upload was not completed in time", submission.id)
+            with suppress(WrongState):  # it was completed this moment
+                self._ledger.withdraw(submission.id, "the upload was not completed in time")
+                log.info("submission %s: withdrawn, its upload was not completed in time", submission.id)
 
     def _report(self, submission_id: str, progress: Progress) -> None:
         before = self.progress.get(submission_id)
@@ -300,14 +298,15 @@ class MergeService:
             log.info("submission %s: %s tensor %d of %d", submission_id, progress.stage, progress.done, progress.total)
 
     def _pause(self, error: BaseException) -> None:
-        reason = f"paused: {error}; make room or mend the disk, the daemon looks again every few seconds"
+        hint = "make room or mend the disk" if is_disk_trouble(error) else "the daemon's log has the details"
+        reason = f"paused: {error}; {hint}; the daemon tries again every few seconds"
         if reason != self.paused_reason:
-            log.error("%s", reason)
+            log.error("%s", reason, exc_info=None if is_disk_trouble(error) else error)
             self.paused_reason = reason
             self._changes.announce()
 
     def _resume(self) -> None:
         if self.paused_reason:
-            log.info("the disk is well again, going on")
+            log.info("going on")
             self.paused_reason = ""
             self._changes.announce()

@@ -139,7 +139,8 @@ class Ledger:
     def reject(self, submission_id: str, reason: str) -> Submission:
         """Record that a checkpoint cannot be merged."""
         with self._database.transaction() as connection:
-            _settle(connection, submission_id, REJECTED, reason)
+            if not _existing(connection, submission_id).state.settled:
+                _settle(connection, submission_id, REJECTED, reason)
             return _existing(connection, submission_id)
 
     def withdraw(self, submission_id: str, reason: str) -> Submission:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from foldind.errors import FoldinError
 from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Ready, Refused, decode, encode
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 _LONGEST_LINE = 256 * 1024 * 1024  # statistics of a model with very many tensors
 
 
-class WorkerDied(Exception):
+class WorkerDied(FoldinError):
     """The worker ended in the middle of a fold: killed, out of memory, or a native crash."""
 
 
