@@ -5,7 +5,8 @@ import numpy
 import pytest
 from foldin import Client
 from safetensors.numpy import save_file
-from stand_in import StandIn
+
+from tests.clients.stand_in import StandIn
 
 
 @pytest.fixture

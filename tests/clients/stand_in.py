@@ -135,8 +135,9 @@ class Submissions(submissions_pb2_grpc.SubmissionServiceServicer):
 
     def Watch(self, request, context) -> Iterator[submissions_pb2.Submission]:
         self._strike("Watch", context)
-        while self.watched:
-            event = self.watched.pop(0)
+        events = self.watched  # a test may set the next stream's before this one is closed
+        while events:
+            event = events.pop(0)
             if callable(event):
                 event(context)
             else:
@@ -149,6 +150,7 @@ class Snapshots(snapshots_pb2_grpc.SnapshotServiceServicer):
         self.snapshots: dict[int, snapshots_pb2.Snapshot] = {}
         self.reads: list[tuple[str, int]] = []
         self.on_read: Callable[[str, int, bytes], Iterator[bytes]] | None = None
+        self.after_watched: list[Callable[[], object]] = []
         self.changed = Condition()
 
     def publish(self, version: int, files: dict[str, bytes]) -> snapshots_pb2.Snapshot:
@@ -204,6 +206,8 @@ class Snapshots(snapshots_pb2_grpc.SnapshotServiceServicer):
             if newest > seen:
                 seen = newest
                 yield self.snapshots[newest]
+                if self.after_watched:
+                    self.after_watched.pop(0)()
 
     def SetAlias(self, request, context):
         if not request.version:

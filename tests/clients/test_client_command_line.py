@@ -1,6 +1,7 @@
 """The command `foldin`: exit statuses, and what stands on stdout and on stderr."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ MODEL = {"model.safetensors": b"weights", "foldin.json": b"{}"}
 
 @pytest.fixture
 def foldin(daemon):
-    def run(*arguments, server=daemon.address):
-        return CliRunner(env={"FOLDIN_SERVER": server}).invoke(app, [str(argument) for argument in arguments])
+    def run(*arguments, server=daemon.address, terminal=False):
+        environment = {"FOLDIN_SERVER": server, "FORCE_COLOR": "1" if terminal else "", "TERM": "xterm"}
+        return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
 
     return run
 
@@ -50,6 +52,17 @@ def test_submit_and_wait_until_merged(foldin, daemon, checkpoint):
     daemon.submissions.watched = [merging, merged()]
     done = foldin("submit", checkpoint, "--wait", "--json")
     assert (done.exit_code, json.loads(done.stdout)["version"]) == (0, 3)
+
+
+def test_bars_on_a_terminal(foldin, daemon, checkpoint):
+    queued = pb.Submission(id="s1", state=pb.SUBMISSION_STATE_QUEUED, reason="the disk is [/full]: free some.")
+    folding = pb.Progress(stage="folding", done=1, total=2, tensor="w")
+    merging = pb.Submission(id="s1", state=pb.SUBMISSION_STATE_MERGING, progress=folding)
+    daemon.submissions.watched = [queued, merging, merged()]
+    done = foldin("submit", checkpoint, "--wait", "--json", terminal=True)
+    assert (done.exit_code, json.loads(done.stdout)["version"]) == (0, 3)
+    for text in ("hashing", "uploading", "100%", "the disk is [/full]", "1 of 2 tensors"):
+        assert text in done.stderr
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -205,7 +218,7 @@ def test_interrupted_upload_says_how_to_go_on(daemon, checkpoint):
 def test_every_help_has_examples(foldin, command):
     done = foldin(command, "--help")
     assert done.exit_code == 0
-    assert f"$ foldin {command}" in done.stdout
+    assert f"$ foldin {command}" in re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
 
 
 def test_version(foldin):

@@ -4,7 +4,8 @@ import foldin
 import grpc
 import pytest
 from foldin.v1 import submissions_pb2 as pb
-from stand_in import answering
+
+from tests.clients.stand_in import answering
 
 
 def at(state, **fields):
@@ -79,7 +80,8 @@ def test_snapshots_through_a_restart(daemon, client):
     daemon.snapshots.publish(2, {})
     assert next(watch).version == 2
     daemon.stop()
+    # Only once v2 was sent again, which must not be yielded again.
+    daemon.snapshots.after_watched = [lambda: daemon.snapshots.publish(3, {})]
     daemon.start()
-    daemon.snapshots.publish(3, {})
     assert next(watch).version == 3
     watch.close()

@@ -7,7 +7,8 @@ import foldin
 import grpc
 import pytest
 from foldin.v1 import submissions_pb2 as pb
-from stand_in import CHUNK_SIZE, answering
+
+from tests.clients.stand_in import CHUNK_SIZE, answering
 
 UNAVAILABLE = answering(grpc.StatusCode.UNAVAILABLE, "the daemon is shutting down.")
 TOO_MANY = answering(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many chunks in flight: wait and repeat.")

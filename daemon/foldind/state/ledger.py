@@ -56,8 +56,11 @@ class Ledger:
                     )
                 if known:
                     return known
-            if new.content_digest and not new.forced and (known := self._twin(connection, new.content_digest, "")):
-                return known
+            if new.content_digest:
+                # One that is taken by force joins its own broken upload, and nothing else.
+                joined = (RECEIVING,) if new.forced else (RECEIVING, QUEUED, MERGING, MERGED)
+                if known := _with_content(connection, new.content_digest, *joined, forced=new.forced):
+                    return known
             now = time.time()
             submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
             connection.execute(
@@ -94,8 +97,7 @@ class Ledger:
                 "UPDATE submissions SET files = ?, content_digest = ? WHERE id = ?",
                 (json.dumps(files), content_digest, submission_id),
             )
-            twin = None if submission.forced else self._twin(connection, content_digest, submission_id, RECEIVING)
-            if twin:
+            if not submission.forced and (twin := _with_content(connection, content_digest, QUEUED, MERGING, MERGED)):
                 _settle(connection, submission_id, WITHDRAWN, f"it has the same content as submission {twin.id}")
                 return twin
             connection.execute(
@@ -212,16 +214,6 @@ class Ledger:
         rows = self._database.query("SELECT bytes_kept FROM submissions WHERE id = ?", submission_id)
         return bool(rows[0][0]) if rows else None
 
-    @staticmethod
-    def _twin(
-        connection: sqlite3.Connection, content_digest: str, other_than: str, *not_in: SubmissionState
-    ) -> Submission | None:
-        live = [state for state in (RECEIVING, QUEUED, MERGING, MERGED) if state not in not_in]
-        marks = ", ".join("?" * len(live))
-        return _one(
-            connection, f"content_digest = ? AND id != ? AND state IN ({marks})", content_digest, other_than, *live
-        )
-
 
 def settle_merged(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
     """Within the transaction that records a version: its submission is MERGED."""
@@ -261,6 +253,15 @@ def _record(connection: sqlite3.Connection, submission_id: str, state: Submissio
 def _one(connection: sqlite3.Connection, condition: str, *values: object) -> Submission | None:
     row = connection.execute(f"SELECT * FROM submissions WHERE {condition} ORDER BY number", values).fetchone()
     return _submission(row) if row else None
+
+
+def _with_content(
+    connection: sqlite3.Connection, content_digest: str, *states: SubmissionState, forced: bool = False
+) -> Submission | None:
+    marks = ", ".join("?" * len(states))
+    return _one(
+        connection, f"content_digest = ? AND forced >= ? AND state IN ({marks})", content_digest, forced, *states
+    )
 
 
 def _existing(connection: sqlite3.Connection, submission_id: str) -> Submission:

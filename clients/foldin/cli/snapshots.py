@@ -1,0 +1,152 @@
+"""Commands about snapshots, and `watch`, which follows either."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foldin.cli.options import AsJson, Server, examples, read_version
+from foldin.cli.session import connected, emit, printable
+from foldin.cli.submissions import watch_submission
+from foldin.models import Snapshot
+
+Ref = Annotated[str, typer.Argument(metavar="vN|ALIAS", help="A version or an alias.")]
+Version = Annotated[
+    int | None, typer.Argument(metavar="vN", parser=read_version, show_default=False, help="A version.")
+]
+
+
+def list_snapshots(server: Server = None, as_json: AsJson = False) -> None:
+    """List the versions of the merged model, oldest first."""
+    with connected(server, as_json) as client:
+        snapshots = client.snapshots()
+    if as_json:
+        emit([snapshot.to_json() for snapshot in snapshots])
+    else:
+        from foldin.cli.rendering import print_snapshots
+
+        print_snapshots(snapshots)
+
+
+def show(ref: Ref = "latest", server: Server = None, as_json: AsJson = False) -> None:
+    """Show one version: what it contains, its norms and its files."""
+    with connected(server, as_json) as client:
+        _show(client.show(ref), as_json)
+
+
+def pull(
+    to: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="The folder to fill: one that does not exist, is empty, or was pulled before.",
+        ),
+    ],
+    ref: Ref = "latest",
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a version of the merged model into a folder that transformers, vLLM and SGLang load as it is.
+
+    The folder is replaced as a whole once every file has arrived and its SHA-256 is right. Where the version is there
+    already, nothing is done.
+    """
+    again = "Run the same command again: it goes on where this one stopped."
+    with connected(server, as_json, after_interrupt=again) as client:
+        from foldin.cli.display import Display
+
+        with Display() as display:
+            snapshot = client.pull(ref, to=to, on_progress=display.transfer)
+    if as_json:
+        emit(snapshot.to_json())
+    else:
+        typer.echo(f"{to} is v{snapshot.version}.")
+
+
+def watch(
+    id: Annotated[
+        str | None, typer.Argument(metavar="ID", show_default=False, help="A submission to follow to its end.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="Without ID: the alias whose moves are printed.")] = "latest",
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a submission to its end or, without ID, print every new version as it is published.
+
+    With ID the exit status is 0 once it is merged and 1 if it is refused. Without, it runs until it is interrupted;
+    --json then prints one document per line. Both survive a restart of the daemon.
+    """
+    if id is not None:
+        watch_submission(id, server, as_json)
+        return
+    with connected(server, as_json) as client:
+        for snapshot in client.watch_snapshots(alias):
+            if as_json:
+                emit(snapshot.to_json(), one_line=True)
+            else:
+                typer.echo(_line(snapshot))
+
+
+def alias(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The alias, such as `stable`.")],
+    version: Version = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a version, remove it or, with neither vN nor --delete, show what it names."""
+    if delete and version is not None:
+        raise typer.BadParameter("give a version or --delete, not both.")
+    with connected(server, as_json) as client:
+        change = delete or version is not None
+        snapshot = client.set_alias(name, version) if change else client.show(name)
+    if as_json:
+        emit(snapshot.to_json() if snapshot else None)
+    else:
+        typer.echo(printable(f"{name} names v{snapshot.version}." if snapshot else f"{name} is removed."))
+
+
+def rollback(version: Version = None, server: Server = None, as_json: AsJson = False) -> None:
+    """Undo the newest version; `latest` moves to the one before, and the submission it added becomes WITHDRAWN.
+
+    With vN it is only undone if it still is the newest.
+    """
+    with connected(server, as_json) as client:
+        done = client.rollback(version)
+    if as_json:
+        emit(done.to_json())
+    else:
+        now = f"the newest is v{done.snapshot.version}" if done.snapshot else "no version is left"
+        typer.echo(f"v{done.undone} is undone; {now}.")
+
+
+def _show(snapshot: Snapshot, as_json: bool) -> None:
+    if as_json:
+        emit(snapshot.to_json())
+    else:
+        from foldin.cli.rendering import print_snapshot
+
+        print_snapshot(snapshot)
+
+
+def _line(snapshot: Snapshot) -> str:
+    added = snapshot.submission_name or snapshot.submission_id
+    return printable(
+        f"v{snapshot.version}  {snapshot.created_at:%Y-%m-%d %H:%M:%S} UTC  added {added}  "
+        f"contains {snapshot.submissions}  lambda {snapshot.lambda_:.4g}"
+    )
+
+
+COMMANDS = (
+    ("snapshots", list_snapshots, examples("foldin snapshots", "foldin snapshots --json | jq '.[-1].version'")),
+    ("show", show, examples("foldin show", "foldin show v12", "foldin show stable --json")),
+    (
+        "pull",
+        pull,
+        examples("foldin pull latest --to models/merged", "foldin pull v12 --to models/v12"),
+    ),
+    ("watch", watch, examples("foldin watch ID", "foldin watch", "foldin watch --alias stable --json")),
+    ("alias", alias, examples("foldin alias stable v12", "foldin alias stable", "foldin alias stable --delete")),
+    ("rollback", rollback, examples("foldin rollback", "foldin rollback v12")),
+)

@@ -1,0 +1,170 @@
+"""Commands about submissions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foldin.cli.options import AsJson, Server, SubmissionId, examples, read_labels
+from foldin.cli.session import complain, connected, emit, printable
+from foldin.models import Submission, SubmissionState
+
+if TYPE_CHECKING:
+    from foldin.cli.display import Display
+    from foldin.client import Client
+
+
+def submit(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", show_default=False, help="A .safetensors file, or a folder with a model or an adapter."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="A name for people to read; need not be unique.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label; give it again for more.")
+    ] = None,
+    request_id: Annotated[
+        str | None,
+        typer.Option(help="The same id always means the same submission. Without it the content decides."),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Tensors of the base that the checkpoint lacks count as unchanged.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take content that is queued or merged already once more.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return once it is merged or refused.")] = False,
+    on_server: Annotated[
+        bool, typer.Option("--on-server", help="PATH is absolute and on the daemon's machine; nothing is sent.")
+    ] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hand in a checkpoint that was fine-tuned from the base.
+
+    Returns once the daemon has it safely on disk, and prints its id. Running the same command again goes on with an
+    upload that broke off; content that was handed in before is found, not taken twice.
+    """
+    labels = read_labels(label or [])
+    again = "Run the same command again: it goes on where this one stopped."
+    with connected(server, as_json, after_interrupt=again) as client:
+        from foldin.cli.display import Display
+
+        with Display() as display:
+            if on_server:
+                submission = client.submit_path(
+                    path, name=name, labels=labels, request_id=request_id, partial=partial, force=force
+                )
+            else:
+                submission = client.submit(
+                    Path(path),
+                    name=name,
+                    labels=labels,
+                    request_id=request_id,
+                    partial=partial,
+                    force=force,
+                    on_progress=display.transfer,
+                )
+            if wait and not submission.final:
+                submission = _follow(client, submission.id, display)
+    _conclude(submission, as_json)
+    if not submission.final and not as_json:
+        typer.echo(f"Follow it with: foldin watch {submission.id}", err=True)
+
+
+def status(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:
+    """Show one submission: its state, the version that contains it or the reason against it, and its history."""
+    with connected(server, as_json) as client:
+        submission = client.status(id)
+    if as_json:
+        emit(submission.to_json())
+    else:
+        from foldin.cli.rendering import print_submission
+
+        print_submission(submission)
+
+
+def list_submissions(
+    state: Annotated[
+        list[SubmissionState] | None,
+        typer.Option(case_sensitive=False, help="Only submissions in this state; give it again for more."),
+    ] = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """List submissions, oldest first."""
+    with connected(server, as_json) as client:
+        submissions = client.list(state or ())
+    if as_json:
+        emit([submission.to_json() for submission in submissions])
+    else:
+        from foldin.cli.rendering import print_submissions
+
+        print_submissions(submissions)
+
+
+def retry(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:
+    """Queue a QUARANTINED submission again, at its old place, with its attempts counted anew."""
+    with connected(server, as_json) as client:
+        _show_state(client.retry(id), as_json)
+
+
+def withdraw(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:
+    """Take a submission back before it is merged; the daemon deletes its bytes."""
+    with connected(server, as_json) as client:
+        _show_state(client.withdraw(id), as_json)
+
+
+def watch_submission(id: str, server: str | None, as_json: bool) -> None:
+    """Follow a submission to its end; exit status 1 where that is a refusal."""
+    with connected(server, as_json) as client:
+        from foldin.cli.display import Display
+
+        with Display() as display:
+            submission = _follow(client, id, display)
+    _conclude(submission, as_json)
+
+
+def _follow(client: "Client", id: str, display: "Display") -> Submission:
+    try:
+        for submission in client.watch(id):
+            display.submission(submission)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"The submission goes on by itself; follow it with: foldin watch {id}") from None
+    return submission
+
+
+def _conclude(submission: Submission, as_json: bool) -> None:
+    _show_state(submission, as_json)
+    if submission.refused:
+        if as_json:
+            complain(submission.verdict)
+        raise typer.Exit(1)
+
+
+def _show_state(submission: Submission, as_json: bool) -> None:
+    if as_json:
+        emit(submission.to_json())
+    elif submission.refused:
+        complain(submission.verdict)
+    else:
+        typer.echo(printable(submission.verdict))
+
+
+COMMANDS = (
+    (
+        "submit",
+        submit,
+        examples(
+            "foldin submit runs/task-17 --name task-17 --wait",
+            "foldin submit adapter/ --label team=vision --label round=4",
+            "foldin submit /mnt/share/task-17 --on-server",
+        ),
+    ),
+    ("status", status, examples("foldin status ID", "foldin status ID --json | jq .version")),
+    ("list", list_submissions, examples("foldin list", "foldin list --state queued --state merging")),
+    ("retry", retry, examples("foldin retry ID")),
+    ("withdraw", withdraw, examples("foldin withdraw ID")),
+)

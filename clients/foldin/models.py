@@ -1,0 +1,231 @@
+"""What the client returns: frozen records, each with the JSON that the command line prints."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class SubmissionState(StrEnum):
+    """Where a submission is in its life."""
+
+    RECEIVING = "RECEIVING"
+    QUEUED = "QUEUED"
+    MERGING = "MERGING"
+    MERGED = "MERGED"
+    REJECTED = "REJECTED"
+    QUARANTINED = "QUARANTINED"
+    WITHDRAWN = "WITHDRAWN"
+
+
+REFUSED_STATES = frozenset({SubmissionState.REJECTED, SubmissionState.QUARANTINED, SubmissionState.WITHDRAWN})
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a checkpoint or of a snapshot.
+
+    Attributes:
+      name: plain file name.
+      size: bytes.
+      sha256: lower-case hexadecimal; empty where it is not known yet.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {"name": self.name, "size": self.size, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a transfer or a merge is.
+
+    Attributes:
+      stage: `hashing`, `uploading`, `downloading` or `verifying` (bytes); `folding` or `publishing` (tensors).
+      done: bytes or tensors done in this stage.
+      total: bytes or tensors of this stage.
+      item: the file or tensor being worked on.
+    """
+
+    stage: str
+    done: int
+    total: int
+    item: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types, as it stands in a submission."""
+        return {"stage": self.stage, "done": self.done, "total": self.total, "tensor": self.item}
+
+
+@dataclass(frozen=True)
+class SubmissionEvent:
+    """A change of state in the history of a submission."""
+
+    at: datetime
+    state: str
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {"at": _iso(self.at), "state": self.state, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One checkpoint handed in.
+
+    Attributes:
+      state: a name of SubmissionState, or one that a newer daemon knows.
+      version: the first version that contains it; None until it is merged.
+      reason: why it was refused, or what it is waiting for.
+      attempts: attempts at folding it that ended with the death of the worker.
+      progress: how far its merge is, while it is MERGING.
+      content_digest: SHA-256 over the digests of its files; empty until known.
+      history: what happened to it, oldest first; only where one submission was asked for.
+    """
+
+    id: str
+    name: str
+    state: str
+    version: int | None
+    reason: str
+    labels: dict[str, str]
+    partial: bool
+    attempts: int
+    created_at: datetime
+    updated_at: datetime
+    progress: Progress | None
+    content_digest: str
+    files: tuple[File, ...]
+    history: tuple[SubmissionEvent, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether it ended without being merged."""
+        return self.state in REFUSED_STATES
+
+    @property
+    def final(self) -> bool:
+        """Whether a watch ends with this state."""
+        return self.refused or self.state == SubmissionState.MERGED
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, as a sentence."""
+        title = f"submission {self.id}" + (f" ({self.name})" if self.name else "")
+        match self.state:
+            case SubmissionState.MERGED:
+                return f"{title} is merged: v{self.version} and later versions contain it."
+            case SubmissionState.QUARANTINED:
+                return f"{title} was quarantined: {self.reason} To queue it again: foldin retry {self.id}"
+            case SubmissionState.REJECTED | SubmissionState.WITHDRAWN:
+                return f"{title} was {self.state.lower()}: {self.reason or 'no reason was given.'}"
+            case _:
+                return f"{title} is {self.state}" + (f": {self.reason}" if self.reason else ".")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types; `history` is in it only where it is known."""
+        document: dict[str, Any] = {
+            "id": self.id,
+            "name": self.name,
+            "state": self.state,
+            "version": self.version,
+            "reason": self.reason,
+            "labels": dict(self.labels),
+            "partial": self.partial,
+            "attempts": self.attempts,
+            "created_at": _iso(self.created_at),
+            "updated_at": _iso(self.updated_at),
+            "progress": self.progress.to_json() if self.progress else None,
+            "content_digest": self.content_digest,
+            "files": [file.to_json() for file in self.files],
+        }
+        if self.history:
+            document["history"] = [event.to_json() for event in self.history]
+        return document
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One immutable version of the merged model.
+
+    Attributes:
+      parent: the version it was made from; 0 for the base.
+      state: PUBLISHED, WITHDRAWN (undone, readable until pruned) or PRUNED (files deleted).
+      aliases: names that point at it now.
+      submission_id: the submission that this version added.
+      submissions: how many submissions it contains.
+      lambda_: the divisor of the accumulated task vectors.
+      accumulated_norm: Frobenius norm of the accumulated task vectors over the whole model.
+      mean_task_vector_norm: mean norm of the task vectors merged so far.
+      task_vector_norm: norm of the newest task vector.
+      rule: the merge rule that made it.
+      merge_seconds: from the start of the fold to the commit.
+      files: the files of the model folder; empty once pruned.
+    """
+
+    version: int
+    parent: int
+    state: str
+    created_at: datetime
+    aliases: tuple[str, ...]
+    submission_id: str
+    submission_name: str
+    submissions: int
+    lambda_: float
+    accumulated_norm: float
+    mean_task_vector_norm: float
+    task_vector_norm: float
+    rule: str
+    merge_seconds: float
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {
+            "version": self.version,
+            "parent": self.parent,
+            "state": self.state,
+            "created_at": _iso(self.created_at),
+            "aliases": list(self.aliases),
+            "submission_id": self.submission_id,
+            "submission_name": self.submission_name,
+            "submissions": self.submissions,
+            "lambda": self.lambda_,
+            "accumulated_norm": self.accumulated_norm,
+            "mean_task_vector_norm": self.mean_task_vector_norm,
+            "task_vector_norm": self.task_vector_norm,
+            "rule": self.rule,
+            "merge_seconds": self.merge_seconds,
+            "files": [file.to_json() for file in self.files],
+        }
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did.
+
+    Attributes:
+      undone: the version that was undone.
+      snapshot: the newest snapshot now; None when no version is left.
+    """
+
+    undone: int
+    snapshot: Snapshot | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {"undone": self.undone, "snapshot": self.snapshot.to_json() if self.snapshot else None}
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
