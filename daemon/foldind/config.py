@@ -10,8 +10,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from foldind.checkpoints.plan import SUMMED_PATTERNS
 from foldind.errors import StateError
@@ -19,6 +25,16 @@ from foldind.errors import StateError
 FORMAT = 1
 
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def _check_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 
 
 class MergeSettings(BaseModel):
@@ -43,7 +59,7 @@ class ServeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FOLDIN_", extra="forbid", frozen=True)
 
-    grpc: str = "127.0.0.1:7070"
+    grpc: Address = "127.0.0.1:7070"
     ignore: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
     keep_snapshots: int = Field(10, ge=1)
@@ -89,6 +105,10 @@ class Configuration(BaseModel):
             return Layered(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
             raise _malformed("the settings", error) from error
+        except SettingsError as error:
+            raise StateError(
+                f"the settings: {error}", "write lists as JSON: FOLDIN_IGNORE='[\"classifier.*\"]'"
+            ) from error
 
 
 def read_configuration(path: Path) -> Configuration:
@@ -103,7 +123,7 @@ def read_configuration(path: Path) -> Configuration:
         raise StateError(
             f"{path.parent} is no state folder: it has no {path.name}", "make one with `foldind init`"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StateError(f"{path} is not valid TOML: {error}", "correct it") from error
     except ValidationError as error:
         raise _malformed(str(path), error) from error

@@ -67,7 +67,7 @@ def check_file_names(names: Collection[str]) -> None:
         )
     if shards and INDEX not in names:
         raise CheckpointRefused(f"the shards came without {INDEX}", "send the index too")
-    if not names or names == {INDEX}:
+    if not set(names) - {INDEX}:
         raise CheckpointRefused("no weights were sent", f"send {SINGLE}, or {INDEX} and the shards it names")
 
 

@@ -37,6 +37,15 @@ def content_digest(files: Mapping[str, FileDigest]) -> str:
     return sha256(json.dumps(listed).encode()).hexdigest()
 
 
+def check_digests(files: Mapping[str, FileDigest]) -> None:
+    """Check that the digests can be SHA-256 digests. Raises InvalidRequest."""
+    for name, digest in files.items():
+        if len(digest.sha256) != 64 or set(digest.sha256) - set("0123456789abcdef"):
+            raise InvalidRequest(
+                f"the sha256 of {name[:80]} is not 64 lower-case hexadecimal digits", "compute it over the file's bytes"
+            )
+
+
 class Admission:
     """The rules of the door; its methods block on the disk."""
 
@@ -57,9 +66,7 @@ class Admission:
         if len(new.files) > MAX_FILES:
             raise InvalidRequest(f"{len(new.files)} files were announced", f"at most {MAX_FILES} make a checkpoint")
         check_file_names(new.files.keys())
-        for name, digest in new.files.items():
-            if digest.sha256 and (len(digest.sha256) != 64 or set(digest.sha256) - set("0123456789abcdef")):
-                raise InvalidRequest(f"the sha256 of {name} is not 64 lower-case hexadecimal digits")
+        check_digests({name: digest for name, digest in new.files.items() if digest.sha256})
         if (total := _total(new.files)) > self._max_bytes:
             raise CheckpointRefused(
                 f"{total} bytes were announced, and no checkpoint of this base takes more than {self._max_bytes}",

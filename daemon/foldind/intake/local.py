@@ -50,6 +50,8 @@ class LocalPaths:
                 raise InvalidRequest(f"{path} cannot be read: {error.strerror}", "check the path") from error
 
     def _submit(self, path: str, description: NewSubmission) -> Submission:
+        if "\0" in path:
+            raise InvalidRequest("a path with a zero byte in it leads nowhere", "check the path")
         found = find_checkpoint(self._allowed(path))
         sources = {name: self._allowed(str(source)) for name, source in found.items()}  # links may lead elsewhere
         sizes = {name: FileDigest(source.stat().st_size, "") for name, source in sources.items()}

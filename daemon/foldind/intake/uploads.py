@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from foldind.errors import Busy, DigestMismatch, InvalidRequest, NotFound, OutOfRoom, WrongState
-from foldind.intake.admission import Admission, content_digest
+from foldind.intake.admission import Admission, check_digests
 from foldind.state.durable import FileDigest, digest_file, is_disk_trouble, make_folder, preallocate, sync, write_at
 from foldind.state.folder import StateFolder
-from foldind.state.ledger import Ledger, NewSubmission
+from foldind.state.ledger import Ledger, NewSubmission, sizes
 from foldind.state.records import Submission, SubmissionState
 
 CHUNK_BYTES = 2 * 1024 * 1024
@@ -165,14 +165,13 @@ class Uploads:
         Raises:
           NotFound, InvalidRequest, WrongState, DigestMismatch: as the contract says.
         """
-        submission = await asyncio.to_thread(self._ledger.get, submission_id)
+        submission = await asyncio.to_thread(self._ledger.representative, submission_id)
         if submission.state is not SubmissionState.RECEIVING:
             return submission
         upload = await self._upload(submission_id)
-        if {name: digest.size for name, digest in files.items()} != {
-            name: digest.size for name, digest in upload.files.items()
-        } or not content_digest(files):
-            raise InvalidRequest("the files are not those announced, or lack a sha256", "commit the files announced")
+        if sizes(files) != sizes(upload.files):
+            raise InvalidRequest("the files are not those announced", "commit those, with the sizes announced")
+        check_digests(files)
         async with upload.closing:
             await upload.idle.wait()
             submission = await asyncio.to_thread(self._ledger.get, submission_id)

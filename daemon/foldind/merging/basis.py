@@ -81,13 +81,19 @@ def decompose(matrix: Tensor, alpha: float) -> Basis:
 def _right_singular_vectors(tall: Tensor) -> tuple[Tensor, Tensor]:
     try:
         eigenvalues, vectors = torch.linalg.eigh(tall.mT @ tall)
-        if bool(torch.isfinite(eigenvalues).all()):
+        if _converged(eigenvalues, vectors):
             return eigenvalues.flip(0).clamp_(min=0).sqrt_(), vectors.flip(1)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         pass
     # Another driver, on the matrix itself.
     try:
         _, singular_values, right_transposed = torch.linalg.svd(tall, full_matrices=False)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise DecompositionError(f"neither eigh nor svd converged on a {tuple(tall.shape)} matrix: {error}") from error
-    return singular_values, right_transposed.mT
+        if _converged(singular_values, right_transposed):
+            return singular_values, right_transposed.mT
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        pass
+    raise DecompositionError(f"neither eigh nor svd converged on a {tuple(tall.shape)} matrix")
+
+
+def _converged(*factors: Tensor) -> bool:
+    return all(bool(torch.isfinite(factor).all()) for factor in factors)

@@ -93,7 +93,7 @@ def divisor(record: Record) -> float:
 
 def publish(base: Tensor, accumulated: Tensor, lambda_: float) -> Tensor:
     """Return theta_0 + S_t / lambda_t in the base's dtype, rounded once, to nearest even."""
-    return base.float().add_(accumulated / lambda_).to(base.dtype)
+    return (accumulated / lambda_).add_(base).to(base.dtype)
 
 
 def _squared_norm(values: Tensor) -> float:

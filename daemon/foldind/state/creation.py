@@ -53,7 +53,7 @@ def create_state(base: Path, root: Path, merge: MergeSettings, report: Callable[
         temporary.make_folders()
         write_file(temporary.plan, plan.to_json().encode())
         write_file(temporary.configuration, configuration_text(base_digest(weights), merge).encode())
-        with Database(temporary.ledger):
+        with Database(temporary.ledger, create=True):
             pass
         seal(temporary.root, root)
     finally:

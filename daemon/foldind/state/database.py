@@ -69,11 +69,22 @@ CREATE TABLE aliases (
 class Database:
     """One connection that holds the file exclusively; safe to use from several threads, one at a time."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, create: bool = False):
+        """Open the file, or create it; a missing one is never made up.
+
+        Raises:
+          StateError: it is missing, damaged, in use, or of another release.
+        """
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-        self._connection.row_factory = sqlite3.Row
         try:
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=0,
+            )
+            self._connection.row_factory = sqlite3.Row
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -81,7 +92,7 @@ class Database:
             raise StateError(
                 f"the ledger {path} cannot be opened ({error})", "restore the state folder from a backup"
             ) from error
-        if found == 0:
+        if create:
             with self.transaction() as connection:
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)

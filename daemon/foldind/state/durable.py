@@ -55,7 +55,7 @@ class DurableFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
-        if not self._finished:
+        if kind is not None or not self._finished:
             self._path.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview) -> None:

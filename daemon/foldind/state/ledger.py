@@ -49,7 +49,7 @@ class Ledger:
         with self._database.transaction() as connection:
             if new.request_id:
                 known = _one(connection, "request_id = ?", new.request_id)
-                if known and _sizes(known.files) != _sizes(new.files):
+                if known and _contradict(known.files, new.files):
                     raise Conflict(
                         f"request id {new.request_id!r} belongs to submission {known.id}, which has other files",
                         "use another request id",
@@ -187,6 +187,11 @@ class Ledger:
             raise _no_submission(submission_id)
         return _submission(rows[0])
 
+    def representative(self, submission_id: str) -> Submission:
+        """Return a submission, or the one with the same content for whose sake it was withdrawn. Raises NotFound."""
+        with self._database.transaction() as connection:
+            return _representative(connection, _existing(connection, submission_id))
+
     def history(self, submission_id: str) -> list[Event]:
         """Return what happened to a submission, oldest first."""
         rows = self._database.query("SELECT * FROM events WHERE submission_id = ? ORDER BY number", submission_id)
@@ -264,6 +269,12 @@ def _with_content(
     )
 
 
+def _representative(connection: sqlite3.Connection, submission: Submission) -> Submission:
+    if submission.state is not WITHDRAWN or not submission.content_digest:
+        return submission
+    return _with_content(connection, submission.content_digest, QUEUED, MERGING, MERGED) or submission
+
+
 def _existing(connection: sqlite3.Connection, submission_id: str) -> Submission:
     if submission := _one(connection, "id = ?", submission_id):
         return submission
@@ -274,8 +285,15 @@ def _no_submission(submission_id: str) -> NotFound:
     return NotFound(f"there is no submission {submission_id[:80]!r}", "see `foldin list`")
 
 
-def _sizes(files: Mapping[str, FileDigest]) -> dict[str, int]:
+def sizes(files: Mapping[str, FileDigest]) -> dict[str, int]:
+    """Return the lengths of files by name."""
     return {name: digest.size for name, digest in files.items()}
+
+
+def _contradict(known: Mapping[str, FileDigest], new: Mapping[str, FileDigest]) -> bool:
+    return sizes(known) != sizes(new) or any(
+        digest.sha256 and new[name].sha256 and digest != new[name] for name, digest in known.items()
+    )
 
 
 def _submission(row: sqlite3.Row) -> Submission:
