@@ -3,6 +3,10 @@
 from typing import ClassVar
 
 
+LONGEST_REASON = 1000
+"""Characters."""
+
+
 class FoldinError(Exception):
     """The root of the tree."""
 
@@ -10,9 +14,10 @@ class FoldinError(Exception):
     """Name of the gRPC status code that a call answers with."""
 
     def __init__(self, reason: str, hint: str = ""):
-        self.reason = reason
+        # Names in it may be of any length, and it goes into the ledger and into the trailer of an answer.
+        self.reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
         self.hint = hint
-        super().__init__(f"{reason}; {hint}" if hint else reason)
+        super().__init__(f"{self.reason}; {hint}" if hint else self.reason)
 
 
 class CheckpointRefused(FoldinError):
