@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-
 LONGEST_REASON = 1000
 """Characters."""
 

@@ -1,6 +1,6 @@
 """The loop that merges, and the only writer of versions.
 
-The order of a merge, and what a crash after each step leaves:
+The order of a merge (its steps are in attempt.py), and what a crash after each leaves:
   1. the submission is MERGING                   -> it is taken up again, first
   2. the worker writes under temporary names     -> they are removed, and it is folded again, to the same bytes
   3. both folders are sealed by rename           -> unrecorded, they are removed, likewise
@@ -11,30 +11,28 @@ The order of a merge, and what a crash after each step leaves:
 import asyncio
 import logging
 import os
-import secrets
 import sqlite3
 import time
 from contextlib import suppress
-from pathlib import Path
 
+from foldind.attempt import begin, commit, fold_request
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
-from foldind.documents import LINEAGE_SHOWN, manifest, model_card
 from foldind.errors import FoldinError, WrongState
-from foldind.state.durable import TEMPORARY_SUFFIX, is_disk_trouble, make_folder, remove, seal
+from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
-from foldind.state.records import Submission, Version, VersionState
+from foldind.state.records import Submission, Version
 from foldind.state.recovery import point_latest, prune, remove_dropped
-from foldind.state.snapshots import complete_snapshot
 from foldind.state.versions import Versions
-from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Refused
+from foldind.worker.messages import Failed, FoldResult, Progress, Refused
 from foldind.worker.supervisor import Supervisor, WorkerDied
 
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 30
 ANNOUNCE_SECONDS = 0.1
+ROLLBACK_WAITS_SECONDS = 1
 
 
 class FoldFailed(FoldinError):
@@ -116,13 +114,18 @@ class MergeService:
         Raises:
           WrongState: that version cannot be undone (any more).
         """
-        if self._head.locked():
+        try:
+            async with asyncio.timeout(ROLLBACK_WAITS_SECONDS):  # for a merge that is as good as done
+                await self._head.acquire()
+        except TimeoutError:
             raise WrongState(
                 "a merge is running, and the state before the newest version is no longer kept",
                 "wait until it is done; then that newer version can be undone",
-            )
-        async with self._head:
+            ) from None
+        try:
             undone, newest = await asyncio.to_thread(self._rollback, number)
+        finally:
+            self._head.release()
         self._changes.announce()
         return undone, newest
 
@@ -167,10 +170,9 @@ class MergeService:
         return True
 
     async def _merge(self, submission: Submission) -> None:
-        started = time.monotonic()
-        head, number, state_folder, snapshot_folder = await asyncio.to_thread(self._prepare)
-        log.info("submission %s: folding %r into v%d", submission.id, submission.name, number)
-        request = self._request(submission, head, state_folder, snapshot_folder)
+        attempt = await asyncio.to_thread(begin, submission, self._folder, self._versions)
+        log.info("submission %s: folding %r into v%d", submission.id, submission.name, attempt.number)
+        request = fold_request(attempt, self._folder, self._configuration)
         answer = await self._supervisor.fold(request, lambda progress: self._report(submission.id, progress))
         match answer:
             case Failed(message, 0):
@@ -181,100 +183,15 @@ class MergeService:
                 await asyncio.to_thread(self._ledger.reject, submission.id, reason)
                 log.warning("submission %s: rejected: %s", submission.id, reason)
             case FoldResult():
-                await asyncio.to_thread(
-                    self._commit, submission, head, number, answer, state_folder, snapshot_folder, started
-                )
+                await asyncio.to_thread(commit, attempt, answer, self._folder, self._configuration, self._versions)
                 log.info(
                     "submission %s: merged in v%d, lambda %.6f, %.2f s, worker peak %d MB",
                     submission.id,
-                    number,
+                    attempt.number,
                     answer.lambda_,
-                    time.monotonic() - started,
+                    time.monotonic() - attempt.started,
                     answer.peak_resident_bytes // 2**20,
                 )
-
-    def _prepare(self) -> tuple[Version | None, int, Path, Path]:
-        head, last = self._versions.head(), self._versions.last_number()
-        self._folder.discard_unrecorded(last)
-        for number in self._folder.accumulated_versions():
-            if head is None or number != head.version:
-                remove(self._folder.accumulated(number))
-        # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
-        suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        state_folder = self._folder.merge / f"v{last + 1}{suffix}"
-        snapshot_folder = self._folder.snapshots / f"v{last + 1}{suffix}"
-        make_folder(state_folder)
-        make_folder(snapshot_folder)
-        return head, last + 1, state_folder, snapshot_folder
-
-    def _request(
-        self, submission: Submission, head: Version | None, state_folder: Path, snapshot_folder: Path
-    ) -> FoldRequest:
-        merge = self._configuration.merge
-        return FoldRequest(
-            base=str(self._folder.base),
-            plan=str(self._folder.plan),
-            rule=merge.rule,
-            hyper_parameters=merge.hyper_parameters,
-            threads=merge.threads,
-            submission=str(self._folder.submission(submission.id)),
-            accumulated=str(self._folder.accumulated(head.version)) if head else "",
-            submissions=head.submissions if head else 0,
-            task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
-            accumulated_norm=head.accumulated_norm if head else 0.0,
-            state_folder=str(state_folder),
-            snapshot_folder=str(snapshot_folder),
-        )
-
-    def _commit(
-        self,
-        submission: Submission,
-        head: Version | None,
-        number: int,
-        result: FoldResult,
-        state_folder: Path,
-        snapshot_folder: Path,
-        started: float,
-    ) -> None:
-        merge, parent = self._configuration.merge, head.version if head else 0
-        files = complete_snapshot(
-            snapshot_folder,
-            self._folder.base,
-            manifest=manifest(
-                number,
-                parent,
-                submission,
-                result,
-                base_digest=self._configuration.base_digest,
-                merge=merge.model_dump(mode="json"),
-            ),
-            model_card=model_card(
-                number, submission, result, self._versions.lineage(parent, LINEAGE_SHOWN) if parent else [], merge.rule
-            ),
-            tensor_files=result.snapshot_files,
-        )
-        seal(state_folder, self._folder.accumulated(number))
-        seal(snapshot_folder, self._folder.snapshot(number))
-        self._versions.commit(
-            Version(
-                version=number,
-                parent=parent,
-                state=VersionState.PUBLISHED,
-                submission_id=submission.id,
-                submission_name=submission.name,
-                created_at=time.time(),
-                merge_seconds=time.monotonic() - started,
-                rule=merge.rule,
-                submissions=result.submissions,
-                lambda_=result.lambda_,
-                accumulated_norm=result.accumulated_norm,
-                task_vector_norm=result.task_vector_norm,
-                task_vector_norm_sum=result.task_vector_norm_sum,
-                state_files=result.state_files,
-                files=files,
-            )
-        )
-        point_latest(self._folder, self._versions)
 
     def _keep_house(self) -> None:
         point_latest(self._folder, self._versions)

@@ -53,7 +53,9 @@ def make_checkpoint(folder: Path, base: Path, seed: int, scale: float = 0.01) ->
 def load_model(folder: Path) -> dict[str, Tensor]:
     """Load a model folder, sharded or not."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    )
     return {name: tensor for file in names for name, tensor in load_file(folder / file).items()}
 
 

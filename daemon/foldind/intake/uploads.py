@@ -14,8 +14,9 @@ from foldind.errors import Busy, DigestMismatch, InvalidRequest, NotFound, OutOf
 from foldind.intake.admission import Admission, check_digests
 from foldind.state.durable import FileDigest, digest_file, is_disk_trouble, make_folder, preallocate, sync, write_at
 from foldind.state.folder import StateFolder
-from foldind.state.ledger import Ledger, NewSubmission, sizes
+from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission, SubmissionState
+from foldind.state.rows import sizes
 
 CHUNK_BYTES = 2 * 1024 * 1024
 MAX_CHUNKS_IN_FLIGHT = 8

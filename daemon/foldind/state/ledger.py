@@ -6,17 +6,16 @@ event loop. The versions are in the half of the ledger that is versions.py.
 
 import json
 import secrets
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from foldind.errors import Conflict, NotFound, WrongState
+from foldind.errors import Conflict, WrongState
+from foldind.state import rows
 from foldind.state.database import Database
 from foldind.state.durable import FileDigest
 from foldind.state.records import Event, Submission, SubmissionState
-
-RECEIVING, QUEUED, MERGING, MERGED, REJECTED, QUARANTINED, WITHDRAWN = SubmissionState
+from foldind.state.rows import MERGED, MERGING, QUARANTINED, QUEUED, RECEIVING, REJECTED, WITHDRAWN
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Ledger:
         """
         with self._database.transaction() as connection:
             if new.request_id:
-                known = _one(connection, "request_id = ?", new.request_id)
-                if known and _contradict(known.files, new.files):
+                known = rows.find_one(connection, "request_id = ?", new.request_id)
+                if known and rows.contradict(known.files, new.files):
                     raise Conflict(
                         f"request id {new.request_id!r} belongs to submission {known.id}, which has other files",
                         "use another request id",
@@ -59,7 +58,7 @@ class Ledger:
             if new.content_digest:
                 # One that is taken by force joins its own broken upload, and nothing else.
                 joined = (RECEIVING,) if new.forced else (RECEIVING, QUEUED, MERGING, MERGED)
-                if known := _with_content(connection, new.content_digest, *joined, forced=new.forced):
+                if known := rows.with_content(connection, new.content_digest, *joined, forced=new.forced):
                     return known
             now = time.time()
             submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
@@ -80,8 +79,8 @@ class Ledger:
                     now,
                 ),
             )
-            _record(connection, submission_id, RECEIVING, "")
-            return _existing(connection, submission_id)
+            rows.record_event(connection, submission_id, RECEIVING, "")
+            return rows.existing(connection, submission_id)
 
     def enqueue(self, submission_id: str, files: Mapping[str, FileDigest], content_digest: str) -> Submission:
         """Queue a RECEIVING submission whose bytes are durable; this is what acknowledges it.
@@ -90,22 +89,24 @@ class Ledger:
         meanwhile.
         """
         with self._database.transaction() as connection:
-            submission = _existing(connection, submission_id)
+            submission = rows.existing(connection, submission_id)
             if submission.state is not RECEIVING:
                 return submission
             connection.execute(
                 "UPDATE submissions SET files = ?, content_digest = ? WHERE id = ?",
                 (json.dumps(files), content_digest, submission_id),
             )
-            if not submission.forced and (twin := _with_content(connection, content_digest, QUEUED, MERGING, MERGED)):
-                _settle(connection, submission_id, WITHDRAWN, f"it has the same content as submission {twin.id}")
+            if not submission.forced and (
+                twin := rows.with_content(connection, content_digest, QUEUED, MERGING, MERGED)
+            ):
+                rows.settle(connection, submission_id, WITHDRAWN, f"it has the same content as submission {twin.id}")
                 return twin
             connection.execute(
                 "UPDATE submissions SET place = (SELECT coalesce(max(place), 0) + 1 FROM submissions) WHERE id = ?",
                 (submission_id,),
             )
-            _move(connection, submission_id, QUEUED)
-            return _existing(connection, submission_id)
+            rows.move(connection, submission_id, QUEUED)
+            return rows.existing(connection, submission_id)
 
     def take_next(self) -> Submission | None:
         """Mark the submission whose turn it is as MERGING and return it, if there is one.
@@ -113,37 +114,37 @@ class Ledger:
         That is the one an interruption left MERGING, else the head of the queue.
         """
         with self._database.transaction() as connection:
-            submission = _one(connection, "state = ?", MERGING) or _one(
+            submission = rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
                 connection, "place = (SELECT min(place) FROM submissions WHERE state = ?)", QUEUED
             )
             if submission and submission.state is QUEUED:
-                _move(connection, submission.id, MERGING)
+                rows.move(connection, submission.id, MERGING)
             return submission
 
     def requeue(self, submission_id: str, detail: str) -> None:
         """Put a MERGING submission back to its place: the interruption was not its fault."""
         with self._database.transaction() as connection:
-            if _existing(connection, submission_id).state is MERGING:
-                _move(connection, submission_id, QUEUED, detail)
+            if rows.existing(connection, submission_id).state is MERGING:
+                rows.move(connection, submission_id, QUEUED, detail)
 
     def count_attempt(self, submission_id: str, detail: str, max_attempts: int) -> Submission:
         """Record that folding a submission failed; it is queued again, or QUARANTINED after max_attempts."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE submissions SET attempts = attempts + 1 WHERE id = ?", (submission_id,))
-            attempts = _existing(connection, submission_id).attempts
+            attempts = rows.existing(connection, submission_id).attempts
             if attempts < max_attempts:
-                _move(connection, submission_id, QUEUED, f"attempt {attempts} of {max_attempts} failed: {detail}")
+                rows.move(connection, submission_id, QUEUED, f"attempt {attempts} of {max_attempts} failed: {detail}")
             else:
                 reason = f"{attempts} attempts at folding it failed, the last because {detail}"
-                _move(connection, submission_id, QUARANTINED, reason, reason=reason)
-            return _existing(connection, submission_id)
+                rows.move(connection, submission_id, QUARANTINED, reason, reason=reason)
+            return rows.existing(connection, submission_id)
 
     def reject(self, submission_id: str, reason: str) -> Submission:
         """Record that a checkpoint cannot be merged."""
         with self._database.transaction() as connection:
-            if not _existing(connection, submission_id).state.settled:
-                _settle(connection, submission_id, REJECTED, reason)
-            return _existing(connection, submission_id)
+            if not rows.existing(connection, submission_id).state.settled:
+                rows.settle(connection, submission_id, REJECTED, reason)
+            return rows.existing(connection, submission_id)
 
     def withdraw(self, submission_id: str, reason: str) -> Submission:
         """Take a submission back before it is merged.
@@ -153,14 +154,14 @@ class Ledger:
           WrongState: it is being merged, or settled.
         """
         with self._database.transaction() as connection:
-            submission = _existing(connection, submission_id)
+            submission = rows.existing(connection, submission_id)
             if submission.state not in (RECEIVING, QUEUED, QUARANTINED):
                 raise WrongState(
                     f"submission {submission_id} is {submission.state}",
                     "only what is not yet being merged can be withdrawn; a rollback undoes the newest version",
                 )
-            _settle(connection, submission_id, WITHDRAWN, reason)
-            return _existing(connection, submission_id)
+            rows.settle(connection, submission_id, WITHDRAWN, reason)
+            return rows.existing(connection, submission_id)
 
     def retry(self, submission_id: str) -> Submission:
         """Queue a QUARANTINED submission again, at its old place.
@@ -170,152 +171,51 @@ class Ledger:
           WrongState: it is in another state.
         """
         with self._database.transaction() as connection:
-            submission = _existing(connection, submission_id)
+            submission = rows.existing(connection, submission_id)
             if submission.state is not QUARANTINED:
                 raise WrongState(
                     f"submission {submission_id} is {submission.state}",
                     "only a QUARANTINED submission can be retried; submit a rejected checkpoint anew",
                 )
             connection.execute("UPDATE submissions SET attempts = 0 WHERE id = ?", (submission_id,))
-            _move(connection, submission_id, QUEUED, "retried")
-            return _existing(connection, submission_id)
+            rows.move(connection, submission_id, QUEUED, "retried")
+            return rows.existing(connection, submission_id)
 
     def get(self, submission_id: str) -> Submission:
         """Return a submission. Raises NotFound."""
-        rows = self._database.query("SELECT * FROM submissions WHERE id = ?", submission_id)
-        if not rows:
-            raise _no_submission(submission_id)
-        return _submission(rows[0])
+        found = self._database.query("SELECT * FROM submissions WHERE id = ?", submission_id)
+        if not found:
+            raise rows.no_submission(submission_id)
+        return rows.submission_of(found[0])
 
     def representative(self, submission_id: str) -> Submission:
         """Return a submission, or the one with the same content for whose sake it was withdrawn. Raises NotFound."""
         with self._database.transaction() as connection:
-            return _representative(connection, _existing(connection, submission_id))
+            return rows.representative(connection, rows.existing(connection, submission_id))
 
     def history(self, submission_id: str) -> list[Event]:
         """Return what happened to a submission, oldest first."""
-        rows = self._database.query("SELECT * FROM events WHERE submission_id = ? ORDER BY number", submission_id)
-        return [Event(row["at"], SubmissionState(row["state"]), row["detail"]) for row in rows]
+        found = self._database.query("SELECT * FROM events WHERE submission_id = ? ORDER BY number", submission_id)
+        return [Event(row["at"], SubmissionState(row["state"]), row["detail"]) for row in found]
 
     def page(self, after: int, size: int, states: Sequence[SubmissionState] = ()) -> list[Submission]:
         """Return up to `size` submissions numbered above `after`, oldest first, of these states (none: all)."""
         wanted = tuple(states) or tuple(SubmissionState)
         marks = ", ".join("?" * len(wanted))
-        rows = self._database.query(
+        found = self._database.query(
             f"SELECT * FROM submissions WHERE number > ? AND state IN ({marks}) ORDER BY number LIMIT ?",
             after,
             *wanted,
             size,
         )
-        return [_submission(row) for row in rows]
+        return [rows.submission_of(row) for row in found]
 
     def receiving_since_before(self, moment: float) -> list[Submission]:
         """Return the uploads that were opened before a moment (seconds since the epoch) and never completed."""
-        rows = self._database.query("SELECT * FROM submissions WHERE state = ? AND updated_at < ?", RECEIVING, moment)
-        return [_submission(row) for row in rows]
+        found = self._database.query("SELECT * FROM submissions WHERE state = ? AND updated_at < ?", RECEIVING, moment)
+        return [rows.submission_of(row) for row in found]
 
     def bytes_kept(self, submission_id: str) -> bool | None:
         """Tell whether the bytes of a submission are to be kept; None if there is no such submission."""
-        rows = self._database.query("SELECT bytes_kept FROM submissions WHERE id = ?", submission_id)
-        return bool(rows[0][0]) if rows else None
-
-
-def settle_merged(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
-    """Within the transaction that records a version: its submission is MERGED."""
-    connection.execute("UPDATE submissions SET version = ? WHERE id = ?", (version, submission_id))
-    _settle(connection, submission_id, MERGED, f"in v{version}", reason="")
-
-
-def settle_undone(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
-    """Within the transaction that undoes a version: its submission is WITHDRAWN."""
-    _settle(connection, submission_id, WITHDRAWN, f"v{version} was rolled back")
-
-
-def _settle(
-    connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str, reason: str | None = None
-) -> None:
-    connection.execute("UPDATE submissions SET bytes_kept = 0 WHERE id = ?", (submission_id,))
-    _move(connection, submission_id, state, detail, reason=detail if reason is None else reason)
-
-
-def _move(
-    connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str = "", reason: str = ""
-) -> None:
-    connection.execute(
-        "UPDATE submissions SET state = ?, reason = ?, updated_at = ? WHERE id = ?",
-        (state, reason, time.time(), submission_id),
-    )
-    _record(connection, submission_id, state, detail)
-
-
-def _record(connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str) -> None:
-    connection.execute(
-        "INSERT INTO events (submission_id, at, state, detail) VALUES (?, ?, ?, ?)",
-        (submission_id, time.time(), state, detail),
-    )
-
-
-def _one(connection: sqlite3.Connection, condition: str, *values: object) -> Submission | None:
-    row = connection.execute(f"SELECT * FROM submissions WHERE {condition} ORDER BY number", values).fetchone()
-    return _submission(row) if row else None
-
-
-def _with_content(
-    connection: sqlite3.Connection, content_digest: str, *states: SubmissionState, forced: bool = False
-) -> Submission | None:
-    marks = ", ".join("?" * len(states))
-    return _one(
-        connection, f"content_digest = ? AND forced >= ? AND state IN ({marks})", content_digest, forced, *states
-    )
-
-
-def _representative(connection: sqlite3.Connection, submission: Submission) -> Submission:
-    if submission.state is not WITHDRAWN or not submission.content_digest:
-        return submission
-    return _with_content(connection, submission.content_digest, QUEUED, MERGING, MERGED) or submission
-
-
-def _existing(connection: sqlite3.Connection, submission_id: str) -> Submission:
-    if submission := _one(connection, "id = ?", submission_id):
-        return submission
-    raise _no_submission(submission_id)
-
-
-def _no_submission(submission_id: str) -> NotFound:
-    return NotFound(f"there is no submission {submission_id[:80]!r}", "see `foldin list`")
-
-
-def sizes(files: Mapping[str, FileDigest]) -> dict[str, int]:
-    """Return the lengths of files by name."""
-    return {name: digest.size for name, digest in files.items()}
-
-
-def _contradict(known: Mapping[str, FileDigest], new: Mapping[str, FileDigest]) -> bool:
-    return sizes(known) != sizes(new) or any(
-        digest.sha256 and new[name].sha256 and digest != new[name] for name, digest in known.items()
-    )
-
-
-def _submission(row: sqlite3.Row) -> Submission:
-    return Submission(
-        id=row["id"],
-        number=row["number"],
-        name=row["name"],
-        labels=json.loads(row["labels"]),
-        state=SubmissionState(row["state"]),
-        reason=row["reason"],
-        version=row["version"],
-        files=digests(row["files"]),
-        partial=bool(row["partial"]),
-        forced=bool(row["forced"]),
-        attempts=row["attempts"],
-        content_digest=row["content_digest"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        bytes_kept=bool(row["bytes_kept"]),
-    )
-
-
-def digests(text: str) -> dict[str, FileDigest]:
-    """Read a column of file digests."""
-    return {name: FileDigest(*digest) for name, digest in json.loads(text).items()}
+        found = self._database.query("SELECT bytes_kept FROM submissions WHERE id = ?", submission_id)
+        return bool(found[0][0]) if found else None

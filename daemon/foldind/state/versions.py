@@ -10,10 +10,12 @@ from dataclasses import asdict
 
 from foldind.errors import NotFound, WrongState
 from foldind.state.database import Database
-from foldind.state.ledger import digests, settle_merged, settle_undone
 from foldind.state.records import Version, VersionState
+from foldind.state.rows import digests, settle_merged, settle_undone
 
 LATEST = "latest"
+
+_NO_NUMBER = 2**63 - 1  # the largest that SQLite takes
 
 _SELECT = (
     "SELECT versions.*, submissions.name AS submission_name,"
@@ -66,7 +68,7 @@ class Versions:
 
     def get(self, number: int) -> Version:
         """Return a version. Raises NotFound."""
-        rows = self._database.query(f"{_SELECT} WHERE versions.version = ?", number)
+        rows = self._database.query(f"{_SELECT} WHERE versions.version = ?", min(number, _NO_NUMBER))
         if not rows:
             raise _no_version(number)
         return _version(rows[0])
@@ -113,7 +115,9 @@ class Versions:
           WrongState: its files are no longer kept.
         """
         with self._database.transaction() as connection:
-            row = connection.execute("SELECT state FROM versions WHERE version = ?", (number,)).fetchone()
+            row = connection.execute(
+                "SELECT state FROM versions WHERE version = ?", (min(number, _NO_NUMBER),)
+            ).fetchone()
             if number and row is None:
                 raise _no_version(number)
             if number and row["state"] == VersionState.PRUNED:

@@ -1,0 +1,116 @@
+"""One attempt at merging a submission: what it starts from, what the worker is asked, and how its result is committed.
+
+Everything here blocks on the disk.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from foldind.config import Configuration
+from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
+from foldind.state.folder import StateFolder
+from foldind.state.records import Submission, Version, VersionState
+from foldind.state.recovery import point_latest
+from foldind.state.snapshots import complete_snapshot
+from foldind.state.versions import Versions
+from foldind.worker.messages import FoldRequest, FoldResult
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Folding one submission onto the head."""
+
+    submission: Submission
+    head: Version | None
+    number: int
+    """Of the version it makes."""
+    state_folder: Path
+    """Where the worker writes the accumulated state; a temporary name."""
+    snapshot_folder: Path
+    """Where the worker writes the merged model; a temporary name."""
+    started: float
+    """time.monotonic()."""
+
+
+def begin(submission: Submission, folder: StateFolder, versions: Versions) -> Attempt:
+    """Clear away what earlier attempts left, and make the temporary folders. Raises OSError."""
+    started = time.monotonic()
+    head, last = versions.head(), versions.last_number()
+    folder.discard_unrecorded(last)
+    for number in folder.accumulated_versions():
+        if head is None or number != head.version:
+            remove(folder.accumulated(number))
+    # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
+    suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    state_folder = folder.merge / f"v{last + 1}{suffix}"
+    snapshot_folder = folder.snapshots / f"v{last + 1}{suffix}"
+    make_folder(state_folder)
+    make_folder(snapshot_folder)
+    return Attempt(submission, head, last + 1, state_folder, snapshot_folder, started)
+
+
+def fold_request(attempt: Attempt, folder: StateFolder, configuration: Configuration) -> FoldRequest:
+    """Return what the worker is asked."""
+    merge, head = configuration.merge, attempt.head
+    return FoldRequest(
+        base=str(folder.base),
+        plan=str(folder.plan),
+        rule=merge.rule,
+        hyper_parameters=merge.hyper_parameters,
+        threads=merge.threads,
+        submission=str(folder.submission(attempt.submission.id)),
+        accumulated=str(folder.accumulated(head.version)) if head else "",
+        submissions=head.submissions if head else 0,
+        task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
+        accumulated_norm=head.accumulated_norm if head else 0.0,
+        state_folder=str(attempt.state_folder),
+        snapshot_folder=str(attempt.snapshot_folder),
+    )
+
+
+def commit(
+    attempt: Attempt, result: FoldResult, folder: StateFolder, configuration: Configuration, versions: Versions
+) -> None:
+    """Complete the snapshot, seal both folders, and record the version. Raises OSError."""
+    merge, submission = configuration.merge, attempt.submission
+    parent = attempt.head.version if attempt.head else 0
+    ancestors = versions.lineage(parent, LINEAGE_SHOWN) if parent else []
+    files = complete_snapshot(
+        attempt.snapshot_folder,
+        folder.base,
+        manifest=manifest(
+            attempt.number,
+            parent,
+            submission,
+            result,
+            base_digest=configuration.base_digest,
+            merge=merge.model_dump(mode="json"),
+        ),
+        model_card=model_card(attempt.number, submission, result, ancestors, merge.rule),
+        tensor_files=result.snapshot_files,
+    )
+    seal(attempt.state_folder, folder.accumulated(attempt.number))
+    seal(attempt.snapshot_folder, folder.snapshot(attempt.number))
+    versions.commit(
+        Version(
+            version=attempt.number,
+            parent=parent,
+            state=VersionState.PUBLISHED,
+            submission_id=submission.id,
+            submission_name=submission.name,
+            created_at=time.time(),
+            merge_seconds=time.monotonic() - attempt.started,
+            rule=merge.rule,
+            submissions=result.submissions,
+            lambda_=result.lambda_,
+            accumulated_norm=result.accumulated_norm,
+            task_vector_norm=result.task_vector_norm,
+            task_vector_norm_sum=result.task_vector_norm_sum,
+            state_files=result.state_files,
+            files=files,
+        )
+    )
+    point_latest(folder, versions)

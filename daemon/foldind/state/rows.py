@@ -1,0 +1,123 @@
+"""The rows of submissions: statements that run inside a transaction of their caller's."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+
+from foldind.errors import NotFound
+from foldind.state.durable import FileDigest
+from foldind.state.records import Submission, SubmissionState
+
+RECEIVING, QUEUED, MERGING, MERGED, REJECTED, QUARANTINED, WITHDRAWN = SubmissionState
+
+
+def settle_merged(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
+    """Within the transaction that records a version: its submission is MERGED."""
+    connection.execute("UPDATE submissions SET version = ? WHERE id = ?", (version, submission_id))
+    settle(connection, submission_id, MERGED, f"in v{version}", reason="")
+
+
+def settle_undone(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
+    """Within the transaction that undoes a version: its submission is WITHDRAWN."""
+    settle(connection, submission_id, WITHDRAWN, f"v{version} was rolled back")
+
+
+def settle(
+    connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str, reason: str | None = None
+) -> None:
+    """Move a submission to a state in which nothing more happens to it; its bytes are no longer needed."""
+    connection.execute("UPDATE submissions SET bytes_kept = 0 WHERE id = ?", (submission_id,))
+    move(connection, submission_id, state, detail, reason=detail if reason is None else reason)
+
+
+def move(
+    connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str = "", reason: str = ""
+) -> None:
+    """Move a submission to a state, and record the transition."""
+    connection.execute(
+        "UPDATE submissions SET state = ?, reason = ?, updated_at = ? WHERE id = ?",
+        (state, reason, time.time(), submission_id),
+    )
+    record_event(connection, submission_id, state, detail)
+
+
+def record_event(connection: sqlite3.Connection, submission_id: str, state: SubmissionState, detail: str) -> None:
+    """Record a transition."""
+    connection.execute(
+        "INSERT INTO events (submission_id, at, state, detail) VALUES (?, ?, ?, ?)",
+        (submission_id, time.time(), state, detail),
+    )
+
+
+def find_one(connection: sqlite3.Connection, condition: str, *values: object) -> Submission | None:
+    """Return the oldest submission that meets a condition, if there is one."""
+    row = connection.execute(f"SELECT * FROM submissions WHERE {condition} ORDER BY number", values).fetchone()
+    return submission_of(row) if row else None
+
+
+def with_content(
+    connection: sqlite3.Connection, content_digest: str, *states: SubmissionState, forced: bool = False
+) -> Submission | None:
+    """Return the oldest submission of a content in one of the states, if there is one."""
+    marks = ", ".join("?" * len(states))
+    return find_one(
+        connection, f"content_digest = ? AND forced >= ? AND state IN ({marks})", content_digest, forced, *states
+    )
+
+
+def representative(connection: sqlite3.Connection, submission: Submission) -> Submission:
+    """Return a submission, or the one with the same content for whose sake it was withdrawn."""
+    if submission.state is not WITHDRAWN or not submission.content_digest:
+        return submission
+    return with_content(connection, submission.content_digest, QUEUED, MERGING, MERGED) or submission
+
+
+def existing(connection: sqlite3.Connection, submission_id: str) -> Submission:
+    """Return a submission. Raises NotFound."""
+    if submission := find_one(connection, "id = ?", submission_id):
+        return submission
+    raise no_submission(submission_id)
+
+
+def no_submission(submission_id: str) -> NotFound:
+    """Return the error for an id that nobody has."""
+    return NotFound(f"there is no submission {submission_id[:80]!r}", "see `foldin list`")
+
+
+def sizes(files: Mapping[str, FileDigest]) -> dict[str, int]:
+    """Return the lengths of files by name."""
+    return {name: digest.size for name, digest in files.items()}
+
+
+def contradict(known: Mapping[str, FileDigest], new: Mapping[str, FileDigest]) -> bool:
+    """Tell whether two descriptions of files cannot be of the same files."""
+    return sizes(known) != sizes(new) or any(
+        digest.sha256 and new[name].sha256 and digest != new[name] for name, digest in known.items()
+    )
+
+
+def submission_of(row: sqlite3.Row) -> Submission:
+    """Return a row as a value."""
+    return Submission(
+        id=row["id"],
+        number=row["number"],
+        name=row["name"],
+        labels=json.loads(row["labels"]),
+        state=SubmissionState(row["state"]),
+        reason=row["reason"],
+        version=row["version"],
+        files=digests(row["files"]),
+        partial=bool(row["partial"]),
+        forced=bool(row["forced"]),
+        attempts=row["attempts"],
+        content_digest=row["content_digest"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        bytes_kept=bool(row["bytes_kept"]),
+    )
+
+
+def digests(text: str) -> dict[str, FileDigest]:
+    """Read a column of file digests."""
+    return {name: FileDigest(*digest) for name, digest in json.loads(text).items()}

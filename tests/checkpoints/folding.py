@@ -1,0 +1,88 @@
+"""A stream of folds in folders of its own, without a daemon."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from foldind.checkpoints.checkpoint import open_checkpoint
+from foldind.checkpoints.plan import Plan, make_plan
+from foldind.worker.fold import fold_submission
+from foldind.worker.messages import FoldRequest, FoldResult, Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.support.models import load_model, shard
+
+
+class Stream:
+    """Folds submissions into a base one after the other, as the daemon has them folded."""
+
+    def __init__(self, root: Path, base: Mapping[str, Tensor], shards: int = 1, **hyper_parameters: object):
+        self._root = root
+        self._hyper_parameters = hyper_parameters
+        self.base = write(root / "base", base, shards)
+        self.plan: Plan = make_plan(open_checkpoint(self.base))
+        self._plan_file = root / "plan.json"
+        self._plan_file.write_text(self.plan.to_json())
+        self._results: list[FoldResult] = []
+        self.progress: list[Progress] = []
+        self._attempts = 0
+
+    def fold(self, submission: Mapping[str, Tensor], shards: int = 1) -> FoldResult:
+        """Fold one; a refused one leaves no trace but its folders."""
+        self._attempts += 1
+        self.progress.clear()
+        last = self._results[-1] if self._results else None
+        for folder in (self.state_folder, self.snapshot_folder):
+            folder.mkdir(parents=True)
+        result = fold_submission(
+            FoldRequest(
+                base=str(self.base),
+                plan=str(self._plan_file),
+                rule="opcm",
+                hyper_parameters=self._hyper_parameters,
+                threads=1,
+                submission=str(write(self._root / f"submission{self._attempts}", submission, shards)),
+                accumulated=str(self._merged_state) if last else "",
+                submissions=last.submissions if last else 0,
+                task_vector_norm_sum=last.task_vector_norm_sum if last else 0.0,
+                accumulated_norm=last.accumulated_norm if last else 0.0,
+                state_folder=str(self.state_folder),
+                snapshot_folder=str(self.snapshot_folder),
+            ),
+            self.progress.append,
+        )
+        self._merged_state = self.state_folder
+        self._results.append(result)
+        return result
+
+    @property
+    def state_folder(self) -> Path:
+        """Of the last attempt."""
+        return self._root / "merge" / str(self._attempts)
+
+    @property
+    def snapshot_folder(self) -> Path:
+        """Of the last attempt."""
+        return self._root / "snapshots" / str(self._attempts)
+
+    @property
+    def accumulated(self) -> dict[str, Tensor]:
+        """The state after the last attempt."""
+        return load_file(self.state_folder / "accumulated.safetensors")
+
+    @property
+    def merged(self) -> dict[str, Tensor]:
+        """The snapshot of the last attempt."""
+        return load_model(self.snapshot_folder)
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], shards: int = 1) -> Path:
+    """Write a checkpoint folder of one file or several."""
+    if shards > 1:
+        return shard(folder, {name: tensor.contiguous() for name, tensor in tensors.items()}, shards)
+    folder.mkdir(parents=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "tiny"}))
+    return folder

@@ -1,0 +1,81 @@
+"""Real checkpoints through a real daemon, against the algorithm written down straight, in float64."""
+
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.daemon import Daemon
+from tests.support.models import load_model
+
+ALPHA = 0.5
+
+Tensors = dict[str, Tensor]
+
+
+def project(task_vector: Tensor, accumulated: Tensor) -> Tensor:
+    """P(tau; S): without the leading block and without the diagonal, in the basis of S."""
+    left, sigma, right = torch.linalg.svd(accumulated, full_matrices=False)
+    shares = sigma.cumsum(0) / sigma.sum()
+    r = int((shares > ALPHA).nonzero()[0])
+    rotated = left.T @ task_vector @ right.T
+    cut = torch.zeros_like(rotated)
+    cut[:r, :r] = rotated[:r, :r]
+    cut.fill_diagonal_(0)
+    cut += rotated.diagonal().diag()
+    return task_vector - left @ cut @ right
+
+
+def norm(tensors: Tensors) -> float:
+    return float(torch.stack([tensor.norm() for tensor in tensors.values()]).norm())
+
+
+def doubled(folder: Path) -> Tensors:
+    return {name: tensor.double() for name, tensor in load_model(folder).items() if tensor.is_floating_point()}
+
+
+def merge(base: Tensors, tasks: list[Path]) -> Iterator[tuple[float, Tensors]]:
+    """Yield lambda and the merged task vector after each task."""
+    accumulated = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
+    norms: list[float] = []
+    for task in tasks:
+        submission = doubled(task)
+        task_vector = {name: submission[name] - base[name] for name in base}
+        norms.append(norm(task_vector))
+        for name, tensor in task_vector.items():
+            projected = tensor.ndim == 2 and "embeddings" not in name and bool(accumulated[name].any())
+            accumulated[name] += project(tensor, accumulated[name]) if projected else tensor
+        lambda_ = norm(accumulated) / statistics.fmean(norms)
+        yield lambda_, {name: tensor / lambda_ for name, tensor in accumulated.items()}
+
+
+@pytest.mark.suite
+def test_seven_tasks_in_any_order(suite: Path, tmp_path: Path, seed: int) -> None:
+    tasks = sorted((suite / "tasks").iterdir())
+    random.Random(seed).shuffle(tasks)
+    with Daemon(tmp_path / "state", suite / "base") as daemon, daemon.client() as client:
+        for task in tasks:
+            client.submit(task / "model.safetensors", name=task.name)
+        client.wait(client.list()[-1].id)
+        snapshots = client.snapshots()
+        client.pull(to=tmp_path / "merged")
+    assert [snapshot.submission_name for snapshot in snapshots] == [task.name for task in tasks]
+
+    base = doubled(suite / "base")
+    steps = list(merge(base, tasks))
+    for snapshot, (lambda_, _) in zip(snapshots, steps, strict=True):
+        assert snapshot.lambda_ == pytest.approx(lambda_, rel=1e-6)
+
+    published, (_, expected) = doubled(tmp_path / "merged"), steps[-1]
+    assert published.keys() == base.keys()
+    errors = {
+        name: float((published[name] - base[name] - expected[name]).norm() / expected[name].norm()) for name in base
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    print(f"median {statistics.median(errors.values()):.1e}, worst {errors[worst]:.1e} of {worst}")
+    assert statistics.median(errors.values()) <= 1e-5
+    assert errors[worst] <= 1e-3, worst

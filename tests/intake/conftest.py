@@ -1,0 +1,64 @@
+"""One daemon for all tests of the door that do not disturb each other."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.intake.wire import Daemons, Wire, fine_tuned
+from tests.support.daemon import Daemon
+from tests.support.models import CONFIG, base_tensors
+
+WIDE = "embeddings.wide.weight"
+"""A tensor of more than two chunks."""
+
+
+@pytest.fixture(scope="package")
+def tensors() -> dict[str, Tensor]:
+    """Of the base: the usual small ones, and one that makes uploads of three chunks."""
+    return base_tensors() | {WIDE: torch.randn(1300, 1024, generator=torch.Generator().manual_seed(7)).mul(0.1)}
+
+
+@pytest.fixture(scope="package")
+def base(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Tensor]) -> Path:
+    folder = tmp_path_factory.mktemp("intake") / "base"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(str(CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the daemon may read."""
+    return tmp_path_factory.mktemp("allowed")
+
+
+@pytest.fixture(scope="package")
+def daemon(tmp_path_factory: pytest.TempPathFactory, base: Path, root: Path) -> Iterator[Daemon]:
+    flags = ("--ignore", "classifier.*", "--allowed-root", str(root))
+    with Daemon(tmp_path_factory.mktemp("intake-state") / "state", base, *flags) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def wire(daemon: Daemon) -> Iterator[Wire]:
+    with Wire(daemon) as wire:
+        yield wire
+
+
+@pytest.fixture
+def checkpoint(tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Makes tensors of a good checkpoint; no two are the same."""
+    return lambda: fine_tuned(tensors)
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[Daemons]:
+    """Start daemons with settings of one's own; they are killed at the end of the test."""
+    daemons = Daemons()
+    yield daemons
+    daemons.end()

@@ -1,0 +1,235 @@
+"""One fold, from the same stored float32 state, against the oracle, and what must hold whatever the numbers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from foldind.merging.basis import decompose
+from foldind.merging.opcm import fold, opcm, project
+from torch import Generator, Tensor
+
+from tests.merging import oracle
+from tests.merging.matrices import ALL, ALPHAS, CROSS_BLOCKS, UNIQUE, Build, random, task_vectors
+
+EXACT = 1e-6
+WEAK = "decay below the rank tolerance"
+"""Pairs just above the tolerance of 1e-6: squaring the matrix leaves three or four digits of them."""
+WEAK_EXACT = 2e-4
+
+
+def errors(name: str, seed: int) -> Iterator[float]:
+    """||P - P*|| / ||tau|| and ||S' - S'*|| / ||S'*|| for every angle, alpha and form."""
+    generator = Generator().manual_seed(seed)
+    accumulated = UNIQUE[name](generator)
+    exact = accumulated.double().numpy()
+    for task_vector in task_vectors(accumulated, generator).values():
+        length = float(task_vector.double().norm()) or 1.0
+        for alpha in ALPHAS:
+            basis = decompose(accumulated, alpha)
+            for cross_blocks in CROSS_BLOCKS:
+                expected = oracle.project(task_vector.double().numpy(), exact, alpha, cross_blocks)
+                projected = project(task_vector, basis, cross_blocks).accumulated
+                assert projected.dtype == torch.float32
+                yield np.linalg.norm(projected.double().numpy() - expected) / length
+                folded = fold(accumulated, task_vector, basis, cross_blocks).accumulated
+                total = exact + expected
+                yield np.linalg.norm(folded.double().numpy() - total) / np.linalg.norm(total)
+
+
+class TestAgainstOracle:
+    def test_oracles_agree_with_each_other(self, seed: int) -> None:
+        generator = Generator().manual_seed(seed)
+        accumulated, task_vector = (random(9, 6, generator).double().numpy() for _ in range(2))
+        left, values, right_transposed = np.linalg.svd(accumulated, full_matrices=False)
+        for alpha in ALPHAS:
+            for cross_blocks in CROSS_BLOCKS:
+                np.testing.assert_allclose(
+                    oracle.project(task_vector, accumulated, alpha, cross_blocks),
+                    oracle.project_in_basis(
+                        task_vector, left, right_transposed.T, oracle.split_rank(values, alpha), cross_blocks
+                    ),
+                    atol=1e-13,
+                )
+
+    @pytest.mark.parametrize("name", UNIQUE)
+    def test_fold_is_exact(self, name: str, seed: int) -> None:
+        found = list(errors(name, seed))
+        assert max(found) <= (WEAK_EXACT if name == WEAK else EXACT)
+        assert np.median(found) <= (1e-5 if name == WEAK else 5e-7)
+
+    @pytest.mark.parametrize("build", ALL.values(), ids=ALL)
+    def test_fold_is_exact_in_its_own_basis(self, build: Build, seed: int) -> None:
+        generator = Generator().manual_seed(seed)
+        accumulated = build(generator)
+        for task_vector in task_vectors(accumulated, generator).values():
+            length = float(task_vector.double().norm()) or 1.0
+            for alpha in ALPHAS:
+                basis = decompose(accumulated, alpha)
+                left, right = basis.left.double().numpy(), basis.right.double().numpy()
+                for cross_blocks in CROSS_BLOCKS:
+                    projected = project(task_vector, basis, cross_blocks).accumulated
+                    expected = oracle.project_in_basis(
+                        task_vector.double().numpy(), left, right, basis.split_rank, cross_blocks
+                    )
+                    assert np.linalg.norm(projected.double().numpy() - expected) <= 1e-6 * length
+
+
+@pytest.mark.parametrize("build", ALL.values(), ids=ALL)
+class TestInvariants:
+    def test_update_is_orthogonal_to_what_is_merged(self, build: Build, seed: int) -> None:
+        for accumulated, task_vector, projected, _ in self.cases(build, seed):
+            inner = float((projected.double() * accumulated.double()).sum().abs())
+            lengths = norm(projected), norm(task_vector), norm(accumulated)
+            assert inner <= 1e-6 * lengths[1] * lengths[2]
+            if lengths[0] > 0.1 * lengths[1]:
+                assert inner <= 1e-5 * lengths[0] * lengths[2]
+
+    def test_removed_squared_is_what_was_removed(self, build: Build, seed: int) -> None:
+        for _, task_vector, projected, removed_squared in self.cases(build, seed):
+            whole = norm(task_vector) ** 2
+            assert abs(norm(projected) ** 2 - (whole - removed_squared)) <= 1e-5 * whole
+            assert -1e-6 * whole <= removed_squared <= (1 + 1e-6) * whole
+
+    def test_closed_form_of_the_norm_is_the_measured_one(self, build: Build, seed: int) -> None:
+        generator = Generator().manual_seed(seed)
+        accumulated = build(generator)
+        task_vector = task_vectors(accumulated, generator)["random"]
+        for alpha in ALPHAS:
+            for cross_blocks in CROSS_BLOCKS:
+                folded, removed_squared = fold(accumulated, task_vector, decompose(accumulated, alpha), cross_blocks)
+                closed = norm(accumulated) ** 2 + norm(task_vector) ** 2 - removed_squared
+                assert closed**0.5 == pytest.approx(norm(folded), rel=1e-6)
+
+    def test_projecting_twice_is_projecting_once(self, build: Build, seed: int) -> None:
+        generator = Generator().manual_seed(seed)
+        accumulated = build(generator)
+        task_vector = task_vectors(accumulated, generator)["random"]
+        for alpha in ALPHAS:
+            basis = decompose(accumulated, alpha)
+            for cross_blocks in CROSS_BLOCKS:
+                once = project(task_vector, basis, cross_blocks).accumulated
+                twice, removed_squared = project(once, basis, cross_blocks)
+                # Vectors at the rank tolerance are orthogonal to three digits only.
+                assert norm(twice - once) <= 1e-4 * norm(task_vector)
+                assert removed_squared <= 1e-8 * norm(task_vector) ** 2
+
+    def test_what_is_merged_already_adds_nothing(self, build: Build, seed: int) -> None:
+        accumulated = build(Generator().manual_seed(seed))
+        for alpha in ALPHAS:
+            basis = decompose(accumulated, alpha)
+            for cross_blocks in CROSS_BLOCKS:
+                for task_vector in (accumulated, -accumulated):
+                    projected, removed_squared = project(task_vector, basis, cross_blocks)
+                    assert norm(projected) <= 2e-6 * norm(accumulated)
+                    assert removed_squared == pytest.approx(norm(accumulated) ** 2, rel=1e-6)
+
+    def test_zero_task_vector_changes_nothing(self, build: Build, seed: int) -> None:
+        accumulated = build(Generator().manual_seed(seed))
+        for cross_blocks in CROSS_BLOCKS:
+            folded, removed_squared = fold(
+                accumulated, torch.zeros_like(accumulated), decompose(accumulated, 0.5), cross_blocks
+            )
+            assert torch.equal(folded, accumulated)
+            assert removed_squared == 0
+
+    @pytest.mark.parametrize("factor", [2.0**-30, 0.25, 2.0**20])
+    def test_scale_of_what_is_merged_does_not_matter(self, build: Build, factor: float, seed: int) -> None:
+        generator = Generator().manual_seed(seed)
+        accumulated = build(generator)
+        task_vector = task_vectors(accumulated, generator)["random"]
+        for alpha in ALPHAS:
+            one, other = decompose(accumulated, alpha), decompose(accumulated * factor, alpha)
+            assert one.split_rank == other.split_rank
+            for cross_blocks in CROSS_BLOCKS:
+                difference = (
+                    project(task_vector, one, cross_blocks).accumulated
+                    - project(task_vector, other, cross_blocks).accumulated
+                )
+                assert norm(difference) <= 1e-6 * norm(task_vector)
+
+    @staticmethod
+    def cases(build: Build, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
+        generator = Generator().manual_seed(seed)
+        accumulated = build(generator)
+        for task_vector in task_vectors(accumulated, generator).values():
+            for alpha in ALPHAS:
+                basis = decompose(accumulated, alpha)
+                for cross_blocks in CROSS_BLOCKS:
+                    yield accumulated, task_vector, *project(task_vector, basis, cross_blocks)
+
+
+@pytest.mark.parametrize("name", UNIQUE)
+def test_transposing_everything_transposes_the_update(name: str, seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    accumulated = UNIQUE[name](generator)
+    task_vector = task_vectors(accumulated, generator)["random"]
+    for alpha in ALPHAS:
+        upright = decompose(accumulated, alpha)
+        lying = decompose(accumulated.mT.contiguous(), alpha)
+        assert upright.split_rank == lying.split_rank
+        for cross_blocks in CROSS_BLOCKS:
+            difference = (
+                project(task_vector, upright, cross_blocks).accumulated
+                - project(task_vector.mT.contiguous(), lying, cross_blocks).accumulated.mT
+            )
+            assert norm(difference) <= (WEAK_EXACT if name == WEAK else EXACT) * norm(task_vector)
+
+
+def test_alpha_0_removes_the_diagonal_alone(seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    accumulated, task_vector = random(12, 9, generator), random(12, 9, generator)
+    basis = decompose(accumulated, 0.0)
+    rotated = basis.left.mT @ project(task_vector, basis).accumulated @ basis.right
+    expected = basis.left.mT @ task_vector @ basis.right
+    torch.testing.assert_close(rotated, expected - expected.diag().diag(), rtol=0, atol=1e-5)
+
+
+def test_cross_blocks_are_kept_or_dropped(seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    accumulated, task_vector = random(12, 9, generator), random(12, 9, generator)
+    basis = decompose(accumulated, 0.5)
+    r = basis.split_rank
+    assert 0 < r < 9
+    before = basis.left.mT @ task_vector @ basis.right
+    kept, dropped = (
+        basis.left.mT @ project(task_vector, basis, cross_blocks).accumulated @ basis.right
+        for cross_blocks in CROSS_BLOCKS
+    )
+    for rotated in (kept, dropped):
+        assert rotated[:r, :r].abs().max() <= 1e-5
+        assert rotated.diagonal().abs().max() <= 1e-5
+    for block in ((slice(None, r), slice(r, None)), (slice(r, None), slice(None, r))):
+        torch.testing.assert_close(kept[block], before[block], rtol=0, atol=1e-5)
+        assert dropped[block].abs().max() <= 1e-5
+        assert before[block].abs().max() > 1e-2
+
+
+def test_keep_is_the_default(seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    accumulated, task_vector = random(12, 9, generator), random(12, 9, generator)
+    rules = {cross_blocks: opcm(cross_blocks=cross_blocks) for cross_blocks in CROSS_BLOCKS}
+    folded = {
+        key: rule.fold(accumulated, task_vector, rule.decompose(accumulated)).accumulated for key, rule in rules.items()
+    }
+    rule = opcm()
+    default = rule.fold(accumulated, task_vector, rule.decompose(accumulated)).accumulated
+    assert torch.equal(default, folded["keep"])
+    assert not torch.allclose(default, folded["drop"], atol=1e-3)
+    assert rule.decompose(accumulated).split_rank == decompose(accumulated, 0.5).split_rank
+
+
+def test_rule_passes_alpha_on(seed: int) -> None:
+    accumulated = random(20, 20, Generator().manual_seed(seed))
+    ranks = [opcm(alpha=alpha).decompose(accumulated).split_rank for alpha in (0.0, 0.3, 0.6, 0.95)]
+    assert ranks == sorted(set(ranks))
+
+
+@pytest.mark.parametrize("cross_blocks", ["", "Keep", "both", None])
+def test_unknown_cross_blocks(cross_blocks: str) -> None:
+    with pytest.raises(ValueError, match="cross_blocks"):
+        opcm(cross_blocks=cross_blocks)  # type: ignore[arg-type]
+
+
+def norm(values: Tensor) -> float:
+    return float(values.double().norm())

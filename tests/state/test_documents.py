@@ -1,0 +1,158 @@
+"""What a snapshot says of itself; above all what it does not say: when, where, and by which random id it was made."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.state.durable import FileDigest, digest_file
+from foldind.state.records import Submission, SubmissionState, Version, VersionState
+from foldind.worker.messages import FoldResult, TensorStatistics
+
+from tests.intake.wire import Wire, fine_tuned, single, state, write_files
+from tests.support.daemon import Daemon
+from tests.support.models import base_tensors, make_base
+
+ROW = re.compile(r"^\| v\d.*", re.MULTILINE)
+
+
+def submission(name: str = "task", labels: dict[str, str] | None = None) -> Submission:
+    return Submission(
+        id="1a2b3c-random",
+        number=1,
+        name=name,
+        labels=labels or {},
+        state=SubmissionState.MERGING,
+        reason="",
+        version=0,
+        files={"model.safetensors": FileDigest(10, "0" * 64)},
+        partial=False,
+        forced=False,
+        attempts=2,
+        content_digest="c" * 64,
+        created_at=1234567890.5,
+        updated_at=1234567891.5,
+        bytes_kept=True,
+    )
+
+
+def result(submissions: int = 1) -> FoldResult:
+    return FoldResult(
+        submissions=submissions,
+        task_vector_norm_sum=2.0 * submissions,
+        accumulated_norm=3.0,
+        task_vector_norm=2.0,
+        lambda_=1.5,
+        tensors=(TensorStatistics("w", "projected", 2.0, 0.5, 3),),
+        state_files={},
+        snapshot_files={},
+        peak_resident_bytes=987654321,
+    )
+
+
+def ancestors(count: int) -> list[Version]:
+    return [
+        Version(
+            version=number,
+            parent=number - 1,
+            state=VersionState.PUBLISHED,
+            submission_id=f"id{number}",
+            submission_name=f"task{number}",
+            created_at=0,
+            merge_seconds=0,
+            rule="opcm",
+            submissions=number,
+            lambda_=1,
+            accumulated_norm=1,
+            task_vector_norm=1,
+            task_vector_norm_sum=1,
+            state_files={},
+            files={},
+        )
+        for number in range(count, 0, -1)
+    ]
+
+
+def test_manifest() -> None:
+    document = manifest(
+        3, 2, submission(labels={"b": "2", "a": "1"}), result(3), base_digest="b" * 64, merge={"rule": "opcm"}
+    )
+    assert (document["version"], document["parent"], document["lambda"]) == (3, 2, 1.5)
+    assert document["mean_task_vector_norm"] == 2.0
+    assert list(document["submission"]["labels"]) == ["a", "b"]
+    assert document["tensors"]["w"] == {
+        "treatment": "projected",
+        "task_vector_norm": 2.0,
+        "kept": 0.5,
+        "split_rank": 3,
+    }
+    text = json.dumps(document)
+    for secret in ("1a2b3c-random", "1234567890", "987654321", "2009"):
+        assert secret not in text
+
+
+def test_a_card_lists_the_lineage() -> None:
+    card = model_card(3, submission("third"), result(3), ancestors(2), "opcm")
+    assert ROW.findall(card) == [
+        "| v3 | third |",
+        "| v2 | task2 |",
+        "| v1 | task1 |",
+    ]
+    assert "not listed" not in card
+    assert "3 fine-tuned checkpoints" in card
+    assert card.startswith("---\n"), "the Hub reads the front matter"
+
+
+@pytest.mark.parametrize("before", [LINEAGE_SHOWN - 1, LINEAGE_SHOWN, 10 * LINEAGE_SHOWN])
+def test_a_card_does_not_grow_for_ever(before: int) -> None:
+    card = model_card(before + 1, submission(), result(before + 1), ancestors(before)[:LINEAGE_SHOWN], "opcm")
+    assert len(ROW.findall(card)) == LINEAGE_SHOWN
+    left_out = before + 1 - LINEAGE_SHOWN
+    assert (f"{left_out} older ones are not listed" in card) is (left_out > 0)
+    assert ("not listed" in card) is (left_out > 0)
+
+
+@pytest.mark.parametrize("name", ["a | b |", "<script>alert(1)</script>", "[link](http://x)", "`code` *bold*", ""])
+def test_a_name_is_text_and_no_markup(name: str) -> None:
+    card = model_card(1, submission(name), result(), [], "opcm")
+    (row,) = ROW.findall(card)
+    assert row.count("|") == 3
+    assert not set("<>[]()`*") & set(row)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Daemon]:
+    """A second daemon, of an equal base, whose paths are others."""
+    base = make_base(tmp_path / "some" / "other" / "place" / "base")
+    with Daemon(tmp_path / "another" / "state", base, "--allowed-root", str(tmp_path), "--lease", "7") as daemon:
+        yield daemon
+
+
+@pytest.fixture(autouse=True)
+def parents(tmp_path: Path) -> None:
+    (tmp_path / "another").mkdir()
+
+
+def test_equal_merges_are_equal_bytes(daemon: Daemon, elsewhere: Daemon, tmp_path: Path) -> None:
+    tasks = [single(fine_tuned(base_tensors())) for _ in range(3)]
+    with Wire(daemon) as wire:
+        for number, files in enumerate(tasks):
+            uploaded = wire.upload(files, name=f"task{number}", labels={"a": "1", "b": "2"}, request_id=f"r{number}")
+            assert state(wire.settled(uploaded.id)) == "MERGED"
+    with Wire(elsewhere) as wire:
+        assert state(wire.upload({"model.safetensors": b"no tensors"})) == "REJECTED"
+        for number, files in enumerate(tasks):
+            folder = write_files(tmp_path / f"task{number}", files)
+            submitted = wire.submit_path(folder, name=f"task{number}", labels={"b": "2", "a": "1"})
+            assert state(wire.settled(submitted.id)) == "MERGED"
+    for version in range(1, len(tasks) + 1):
+        for kind in ("snapshots", "merge"):
+            here, there = (running.state / kind / f"v{version}" for running in (daemon, elsewhere))
+            if kind == "merge" and not here.exists():
+                continue  # only those of the newest two are kept
+            names = {path.name for path in here.iterdir()}
+            assert names == {path.name for path in there.iterdir()}
+            for name in names:
+                assert digest_file(here / name) == digest_file(there / name), name
