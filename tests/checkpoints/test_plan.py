@@ -181,8 +181,19 @@ class TestTied:
         constant = torch.full((1100, 1024), 0.5)  # 4.3 MiB
         last_differs = constant.clone()
         last_differs[-1, -1] = 1
-        tensors = {"a": last_differs, "b": last_differs.clone(), "c": constant, "d": constant.clone()}
-        assert treatments(plan_of(tmp_path, tensors)) == {"a": PROJECTED, "b": TIED, "c": PROJECTED, "d": PROJECTED}
+        second_differs = constant.clone()
+        second_differs[0, 1] = 1
+        tensors = {
+            "a": last_differs,
+            "b": last_differs.clone(),
+            "c": constant,
+            "d": constant.clone(),
+            "e": second_differs,
+            "f": second_differs.clone(),
+        }
+        plan = plan_of(tmp_path, tensors)
+        assert treatments(plan) == dict.fromkeys("abcdef", PROJECTED) | {"b": TIED, "f": TIED}
+        assert plan.tied_names == {"a": ("b",), "e": ("f",)}
 
 
 class TestJson:

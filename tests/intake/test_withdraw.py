@@ -1,6 +1,5 @@
 """Taking a submission back, and queueing a quarantined one again, in every state."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -128,17 +127,3 @@ def test_retry(daemon: Daemon, wire: Wire, checkpoint: Checkpoint) -> None:
     for other in (submission_id, wire.upload({SINGLE: b"no tensors"}).id):
         with refused(StatusCode.FAILED_PRECONDITION, other, "only a QUARANTINED"):
             wire.retry(other)
-
-
-def test_an_upload_that_is_never_completed(
-    start_daemon: Callable[..., Daemon], tmp_path: Path, base: Path, checkpoint: Checkpoint
-) -> None:
-    daemon = start_daemon(tmp_path / "state", base, environment={"FOLDIN_UPLOAD_EXPIRY": "0.01"})
-    with Wire(daemon) as wire:
-        submission = wire.create(single(checkpoint())).submission
-        deadline = time.monotonic() + 60
-        while state(told := wire.get(submission.id)) == "RECEIVING" and time.monotonic() < deadline:
-            wire.upload({SINGLE: b"no tensors"})  # whatever happens sets the housekeeping going
-        assert state(told) == "WITHDRAWN"
-        assert "not completed in time" in told.reason
-        assert_bytes_go(daemon, submission.id)

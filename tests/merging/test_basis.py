@@ -43,6 +43,8 @@ def test_basis_is_a_thin_svd(build: Build, seed: int) -> None:
 def test_basis_is_orthonormal(name: str, seed: int) -> None:
     basis = decompose(ALL[name](Generator().manual_seed(seed)), 0.5)
     bound = 5e-3 if name == WEAK else 5e-7
+    for columns in (basis.left, basis.right):
+        assert torch.allclose(columns.double().norm(dim=0), torch.ones(1, dtype=torch.float64), rtol=0, atol=5e-7)
     assert gram_error(basis.left) <= bound
     assert gram_error(basis.right) <= bound
 
@@ -117,6 +119,7 @@ class TestSplitRank:
             ([8, 4, 2, 2], 0.5, 1),
             ([1000, 1e-3], 0.5, 0),
             ([5], 0.999999, 0),
+            ([5e-324], 0.9, 0),  # nine tenths of the least float64 are all of it
             ([], 0.5, 0),
         ],
     )

@@ -71,11 +71,9 @@ assert not heavy, heavy
     assert (tmp_path / "pulled" / SINGLE).is_file()
 
 
-@pytest.mark.parametrize(
-    "module", ["foldin", "foldin.cli", "foldin.client", "foldind.cli", "foldind.app", "foldind.state.fsck"]
-)
-def test_imports_of_no_torch(module: str) -> None:
-    script = f"import sys, {module}; assert 'torch' not in sys.modules"
+def test_imports_of_no_torch() -> None:
+    script = "import sys, foldin.cli, foldin.client, foldind.cli, foldind.app, foldind.state.fsck\n"
+    script += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -1,7 +1,6 @@
 """Settings: where they come from, which goes before which, and what is said of a bad one."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from foldind.config import (
 )
 from foldind.errors import StateError
 
-from tests.support.daemon import BIN, foldind
-from tests.support.models import make_base
+from tests.state.commands import command
+from tests.support.daemon import foldind
 
 
 @pytest.fixture(autouse=True)
@@ -171,25 +170,28 @@ class TestFile:
             read_configuration(path)
 
 
-@pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("config")
-    foldind("init", "--base", str(make_base(folder / "base")), "--state", str(folder / "state"))
-    return folder / "state"
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "word"),
     [
         ("--log-level", "loud", "log_level"),
-        ("--grpc", "nowhere.invalid:7070", "nowhere.invalid"),
         ("--grpc", "7070", "7070"),
-        ("--grpc", "127.0.0.1:99999", "99999"),
+        ("--grpc", ":7070", ":7070"),
+        ("--grpc", "127.0.0.1:", "127.0.0.1"),
+        ("--grpc", "127.0.0.1:grpc", "grpc"),
+        ("--grpc", "127.0.0.1:65536", "65536"),
+        ("--grpc", "127.0.0.1:-1", "-1"),
     ],
 )
-def test_the_daemon_ends_with_a_sentence(state: Path, flag: str, value: str, word: str) -> None:
-    command = [BIN / "foldind", "serve", "--state", state, flag, value]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=15)
-    assert ended.returncode == 1
+def test_the_daemon_ends_with_a_sentence(path: Path, flag: str, value: str, word: str) -> None:
+    configured(path)
+    ended = command("serve", "--state", path.parent, flag, value)
+    assert ended.status == 1
     assert word in ended.stderr
+
+
+def test_an_address_that_is_nobodys(tmp_path: Path, base: Path) -> None:
+    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    ended = foldind("serve", "--state", str(tmp_path / "state"), "--grpc", "nowhere.invalid:7070", check=False)
+    assert ended.returncode == 1
+    assert "cannot listen on nowhere.invalid:7070" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -8,7 +8,7 @@ from foldind.errors import StateError
 from foldind.state.folder import StateFolder
 from foldind.state.fsck import check_state
 
-from tests.support.daemon import foldind
+from tests.state.commands import command
 
 TENSORS = "model.safetensors"
 
@@ -97,11 +97,11 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 def test_the_command(folder: StateFolder) -> None:
-    ended = foldind("fsck", "--state", str(folder.root))
-    assert ended.stdout == ""
+    ended = command("fsck", "--state", folder.root)
+    assert (ended.status, ended.stdout) == (0, "")
     assert "is in order" in ended.stderr
     flip(folder.snapshot(2) / TENSORS)
-    ended = foldind("fsck", "--state", str(folder.root), check=False)
-    assert ended.returncode == 1
+    ended = command("fsck", "--state", folder.root)
+    assert ended.status == 1
     assert "snapshots/v2/model.safetensors" in ended.stdout
     assert "1 finding" in ended.stderr

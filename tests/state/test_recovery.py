@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from foldind.config import MergeSettings
 from foldind.errors import StateError
+from foldind.state.creation import create_state
 from foldind.state.database import Database
 from foldind.state.durable import FileDigest
 from foldind.state.folder import StateFolder
@@ -16,7 +18,7 @@ from foldind.state.recovery import missing_folders, point_latest, prune, recover
 from foldind.state.versions import Versions
 
 from tests.serving.prepared import VERSIONS, History
-from tests.support.daemon import foldind
+from tests.state.commands import command
 
 NEXT = f"v{VERSIONS + 1}"
 HEAD = f"v{VERSIONS}"
@@ -118,7 +120,7 @@ def test_latest_without_a_version(folder: StateFolder) -> None:
 
 @pytest.mark.parametrize("name", ["merge", "submissions", "snapshots"])
 def test_an_empty_folder_that_a_backup_left_out(tmp_path: Path, past: History, name: str) -> None:
-    foldind("init", "--base", str(past.base), "--state", str(tmp_path / "state"))
+    create_state(past.base, tmp_path / "state", MergeSettings(), lambda what: None)
     folder = StateFolder(tmp_path / "state")
     (folder.root / name).rmdir()
     recovered(folder)
@@ -173,7 +175,7 @@ def test_missing_bytes_of_a_queued_submission(folder: StateFolder) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
-def test_without_its_ledger_nothing_is_touched(tmp_path: Path, folder: StateFolder, how: str) -> None:
+def test_without_its_ledger_nothing_is_touched(folder: StateFolder, how: str) -> None:
     # What a careless copy or a restore leaves; a new, empty ledger would take v1 for a leftover and delete it.
     for version in range(2, VERSIONS + 1):
         shutil.rmtree(folder.snapshot(version))
@@ -184,22 +186,19 @@ def test_without_its_ledger_nothing_is_touched(tmp_path: Path, folder: StateFold
     if how == "empty":
         folder.ledger.touch()
     before = contents(folder)
-    for command in ("fsck", "serve"):
-        ended = foldind(
-            command, "--state", str(folder.root), *(["--grpc", "nowhere:0"] if command == "serve" else []), check=False
-        )
-        assert contents(folder) == before, command
-        assert ended.returncode == 1
+    for name in ("fsck", "serve"):
+        ended = command(name, "--state", folder.root)
+        assert contents(folder) == before, name
+        assert ended.status == 1
         assert "ledger" in ended.stderr
 
 
 def test_the_daemon_stops_with_a_sentence(folder: StateFolder) -> None:
     folder_with_a_file(folder.root / "snapshots" / "v99")
-    ended = foldind("serve", "--state", str(folder.root), "--grpc", "127.0.0.1:0", check=False)
-    assert ended.returncode == 1
+    ended = command("serve", "--state", folder.root)
+    assert ended.status == 1
     assert "v99" in ended.stderr
     assert "move it out" in ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 def test_prune_deletes_what_it_marks(folder: StateFolder) -> None:

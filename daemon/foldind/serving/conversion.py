@@ -17,8 +17,8 @@ DEFAULT_PAGE = 100
 def submission_message(
     submission: Submission, *, progress: Progress | None = None, paused_reason: str = "", history: Iterable[Event] = ()
 ) -> submissions_pb2.Submission:
-    """Return a submission; a QUEUED one gets the reason for which the daemon is paused."""
-    waiting = submission.state is SubmissionState.QUEUED
+    """Return a submission; one that waits to be merged gets the reason for which the daemon is paused."""
+    waiting = submission.state in (SubmissionState.QUEUED, SubmissionState.MERGING)
     message = submissions_pb2.Submission(
         id=submission.id,
         name=submission.name,
