@@ -1,17 +1,47 @@
-"""A stream of folds in folders of its own, without a daemon."""
+"""A stream of folds in folders of its own, without a daemon, and what its tests share."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
 from foldind.worker.fold import fold_submission
 from foldind.worker.messages import FoldRequest, FoldResult, Progress
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Generator, Tensor
 
+from tests.merging import oracle
 from tests.support.models import load_model, shard
+
+QUERY = "encoder.layer.0.attention.query.weight"
+DENSE = ("encoder.layer.0.intermediate.dense.weight", "encoder.layer.0.output.dense.weight")
+PROJECTED = (QUERY, *DENSE)
+EMBEDDING = "embeddings.word_embeddings.weight"
+FROZEN = "embeddings.position_ids"
+DIGITS = {torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}
+
+
+def fine_tuned(base: Mapping[str, Tensor], generator: Generator, scale: float = 0.02) -> dict[str, Tensor]:
+    """Noise of the same dtype on every floating-point tensor."""
+    return {
+        name: (tensor.float() + scale * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+        if tensor.dtype in DIGITS
+        else tensor.clone()
+        for name, tensor in base.items()
+    }
+
+
+def as_numpy(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The tensors that are folded, in float64."""
+    return {name: tensor.double().numpy() for name, tensor in tensors.items() if tensor.dtype in DIGITS}
+
+
+def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, np.ndarray]) -> float:
+    difference = {name: found[name].double().numpy() - expected[name] for name in expected}
+    return oracle.norm(difference) / oracle.norm(expected)
 
 
 class Stream:
@@ -86,3 +116,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], shards: int = 1) -> Path:
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"model_type": "tiny"}))
     return folder
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name

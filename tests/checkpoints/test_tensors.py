@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.support.models import base_tensors, load_model, shard
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SHAPES = ((7, 5), (6,), (), (0, 4), (4, 0), (3, 2, 5), (1, 1))
 
 
@@ -17,7 +18,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=TORCH_DTYPES)
+def test_dtypes_are_all_covered() -> None:
+    assert DTYPES == TORCH_DTYPES
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 class TestEveryDtype:
     @pytest.fixture
     def folder(self, dtype: torch.dtype, tmp_path: Path) -> Path:
@@ -67,7 +72,7 @@ def test_shards(tmp_path: Path) -> None:
     expected = load_model(folder)
     with TensorReader(folder) as reader:
         for name, tensor in open_checkpoint(folder).tensors.items():
-            if tensor.dtype in TORCH_DTYPES:
+            if tensor.dtype in DTYPES:
                 assert torch.equal(reader.read(tensor), expected[name])
 
 

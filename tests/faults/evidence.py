@@ -165,9 +165,9 @@ def _check_snapshot(snapshot: Snapshot, state: Path) -> None:
 def check_all_merged_in_order(state: Path, submission_ids: Sequence[str]) -> None:
     """Check that the submissions, and no others, were merged, each once, in this order."""
     content = read_ledger(state)
-    assert [submission.id for submission in content.submissions] == list(submission_ids)
-    assert [submission.state for submission in content.submissions] == [SubmissionState.MERGED] * len(submission_ids)
-    assert [submission.version for submission in content.submissions] == list(range(1, len(submission_ids) + 1))
+    assert [(submission.id, submission.state, submission.version) for submission in content.submissions] == [
+        (submission_id, SubmissionState.MERGED, version) for version, submission_id in enumerate(submission_ids, 1)
+    ]
     assert [version.submission_id for version in content.versions] == list(submission_ids)
     assert [version.parent for version in content.versions] == list(range(len(submission_ids)))
     assert [version.submissions for version in content.versions] == list(range(1, len(submission_ids) + 1))

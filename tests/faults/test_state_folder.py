@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from foldind.state.fsck import check_state
 
 from tests.faults.processes import FaultDaemon
-from tests.faults.reference import Reference
-from tests.support.daemon import foldind
+from tests.faults.reference import Prepared, Reference
+from tests.support.daemon import BIN, foldind, wait_for
 
 MakeDaemon = Callable[..., FaultDaemon]
 Damage = Callable[[Path], None]
@@ -170,3 +171,15 @@ def test_fsck_prints_what_it_finds(state: Path) -> None:
     assert result.returncode == 1
     assert "snapshots/v1/model.safetensors: " in result.stdout
     assert "1 finding" in result.stderr
+
+
+def test_init_that_was_killed_leaves_nothing_in_the_way(large: Prepared, tmp_path: Path) -> None:
+    state, temporary = tmp_path / "made", tmp_path / ".made.tmp"
+    arguments = ("init", "--base", str(large.state / "base"), "--state", str(state))
+    with subprocess.Popen([BIN / "foldind", *arguments], stderr=subprocess.DEVNULL) as process:
+        wait_for(temporary.exists, "it to begin")
+        process.kill()
+    assert not state.exists()
+    foldind(*arguments)
+    assert not temporary.exists()
+    assert check_state(state, lambda _: None) == []

@@ -4,31 +4,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.intake.wire import Daemons, Wire, fine_tuned
 from tests.support.daemon import Daemon
-from tests.support.models import CONFIG, base_tensors
-
-WIDE = "embeddings.wide.weight"
-"""A tensor of more than two chunks."""
+from tests.support.models import base_tensors, make_base
 
 
 @pytest.fixture(scope="package")
 def tensors() -> dict[str, Tensor]:
-    """Of the base: the usual small ones, and one that makes uploads of three chunks."""
-    return base_tensors() | {WIDE: torch.randn(1300, 1024, generator=torch.Generator().manual_seed(7)).mul(0.1)}
+    """Of the base."""
+    return base_tensors()
 
 
 @pytest.fixture(scope="package")
-def base(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Tensor]) -> Path:
-    folder = tmp_path_factory.mktemp("intake") / "base"
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(str(CONFIG))
-    return folder
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("intake") / "base")
 
 
 @pytest.fixture(scope="package")

@@ -20,7 +20,7 @@ def test_unknown_submission(wire: Wire) -> None:
 
 
 def test_missing_bytes(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     submission_id = wire.create(files).submission.id
     wire.write(submission_id, SINGLE, 0, files[SINGLE][:CHUNK])
     with refused(StatusCode.FAILED_PRECONDITION, SINGLE, str(len(files[SINGLE]) - CHUNK), "CreateSubmission"):
@@ -31,7 +31,7 @@ def test_missing_bytes(wire: Wire, checkpoint: Checkpoint) -> None:
 
 
 def test_a_digest_that_differs_clears_that_file_only(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = sharded(checkpoint())
+    files = sharded(checkpoint(), wide=True)
     submission_id = wire.create(files).submission.id
     wire.send(submission_id, files)
     damaged = max(files, key=lambda name: len(files[name]))
@@ -93,7 +93,7 @@ def test_a_rejected_one_twice(wire: Wire, checkpoint: Checkpoint) -> None:
 
 
 def test_at_the_same_time(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     submission_id = wire.create(files).submission.id
     wire.send(submission_id, files)
     request = pb.CommitSubmissionRequest(submission_id=submission_id, files=specs(files))
@@ -106,7 +106,7 @@ def test_at_the_same_time(wire: Wire, checkpoint: Checkpoint) -> None:
 
 
 def test_chunks_that_race_with_the_commit_change_nothing(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     submission_id = wire.create(files).submission.id
     wire.send(submission_id, files)
 

@@ -95,7 +95,7 @@ def test_a_request_id_with_other_content_of_the_same_size(wire: Wire, checkpoint
 
 
 def test_a_request_id_with_other_content_while_the_first_is_received(wire: Wire, checkpoint: Checkpoint) -> None:
-    files, other = single(checkpoint()), single(checkpoint())
+    files, other = single(checkpoint(), wide=True), single(checkpoint(), wide=True)
     opened = wire.create(files, request_id="mixed")
     wire.write(opened.submission.id, SINGLE, 0, files[SINGLE][:CHUNK])
     with refused(StatusCode.ALREADY_EXISTS, "mixed", opened.submission.id):

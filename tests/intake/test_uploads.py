@@ -16,7 +16,7 @@ Checkpoint = Callable[[], dict[str, Tensor]]
 
 
 def test_the_way_of_an_upload(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     opened = wire.create(files, name="task")
     wire.send(opened.submission.id, files)
     committed = wire.commit(opened.submission.id, files)
@@ -68,7 +68,7 @@ def test_unknown_submission_and_unknown_file(wire: Wire) -> None:
 
 
 def test_chunks_in_any_order_and_in_parallel(wire: Wire, checkpoint: Checkpoint, seed: int) -> None:
-    files = sharded(checkpoint(), shards=3)
+    files = sharded(checkpoint(), shards=3, wide=True)
     submission_id = wire.create(files).submission.id
     chunks = [
         (name, offset, content[offset : offset + CHUNK])
@@ -83,7 +83,7 @@ def test_chunks_in_any_order_and_in_parallel(wire: Wire, checkpoint: Checkpoint,
 
 
 def test_a_repeated_chunk_replaces_the_first(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     submission_id = wire.create(files).submission.id
     wire.write(submission_id, SINGLE, CHUNK, b"\xff" * CHUNK)
     wire.send(submission_id, files)
@@ -108,7 +108,7 @@ def test_an_upload_goes_on_after_the_daemon_was_killed(
     start_daemon: Callable[..., Daemon], tmp_path: Path, base: Path, checkpoint: Checkpoint
 ) -> None:
     daemon = start_daemon(tmp_path / "state", base)
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     with Wire(daemon) as wire:
         submission_id = wire.create(files).submission.id
         wire.write(submission_id, SINGLE, CHUNK, files[SINGLE][CHUNK : 2 * CHUNK])
@@ -124,7 +124,7 @@ def test_an_upload_goes_on_after_the_daemon_was_killed(
 
 
 def test_no_chunk_after_the_commit(wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     submission = wire.upload(files)
     with refused(StatusCode.FAILED_PRECONDITION, submission.id):
         wire.write(submission.id, SINGLE, 0, files[SINGLE][:CHUNK])

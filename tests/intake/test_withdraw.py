@@ -54,7 +54,7 @@ def assert_bytes_go(daemon: Daemon, submission_id: str) -> None:
 
 
 def test_receiving(daemon: Daemon, wire: Wire, checkpoint: Checkpoint) -> None:
-    files = single(checkpoint())
+    files = single(checkpoint(), wide=True)
     submission = wire.create(files).submission
     wire.write(submission.id, SINGLE, 0, files[SINGLE][:CHUNK])
     withdrawn = wire.withdraw(submission.id)

@@ -157,20 +157,25 @@ def fine_tuned(base: Mapping[str, Tensor], scale: float = 0.01) -> dict[str, Ten
     }
 
 
-def single(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """A checkpoint of one file."""
-    return {SINGLE: save(dict(tensors), metadata={"format": "pt"})}
+def single(tensors: Mapping[str, Tensor], *, wide: bool = False) -> dict[str, bytes]:
+    """A checkpoint of one file; a wide one takes three chunks."""
+    return {SINGLE: save(dict(tensors), metadata=_metadata(wide))}
 
 
-def sharded(tensors: Mapping[str, Tensor], shards: int = 2) -> dict[str, bytes]:
-    """A checkpoint of an index and several shards."""
+def sharded(tensors: Mapping[str, Tensor], shards: int = 2, *, wide: bool = False) -> dict[str, bytes]:
+    """A checkpoint of an index and several shards; of a wide one the first takes three chunks."""
     names = list(tensors)
     files, weight_map = {}, {}
     for number in range(shards):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        files[file] = save({name: tensors[name] for name in names[number::shards]}, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names[number::shards], file)
+        part = {name: tensors[name] for name in names[number::shards]}
+        files[file] = save(part, metadata=_metadata(wide and number == 0))
+        weight_map |= dict.fromkeys(part, file)
     return {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode(), **files}
+
+
+def _metadata(wide: bool) -> dict[str, str]:
+    return {"format": "pt", **({"padding": "." * (2 * CHUNK + 1000)} if wide else {})}
 
 
 def write_files(folder: Path, files: Files) -> Path:

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import psutil
-
 from foldin import Client
 
 BIN = Path(sys.executable).parent

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foldind.checkpoints.checkpoint import Checkpoint
-from foldind.checkpoints.header import TensorInfo
+from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
 
 FLOAT_DTYPES = frozenset({"F32", "BF16", "F16"})
 """What can be merged."""
@@ -27,10 +27,14 @@ SUMMED_PATTERNS = (
     "*.shared.weight",
     "*relative_attention_bias*",
     "*A_log",
+    "*bias",
 )
-"""Names of 2-D tensors that are no linear layers: embeddings, position tables, state-space matrices."""
+"""Names of 2-D tensors that are no linear layers: embeddings, position tables, state-space matrices, stacked biases."""
 
 _BLOCK_BYTES = 4 * 1024 * 1024
+
+_EXPONENT_BITS = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
+"""Safetensors dtype -> integers of its size, and the bits that are all set in an infinity and in NaN."""
 
 
 class Treatment(StrEnum):
@@ -41,7 +45,7 @@ class Treatment(StrEnum):
     SUMMED = "summed"
     """Everything else that is trained: its task vectors are summed."""
     FROZEN = "frozen"
-    """Integers, booleans and other dtypes that cannot be merged: copied from the base."""
+    """What cannot be merged (integers, other dtypes, masks with infinite elements): copied from the base."""
     TIED = "tied"
     """The same tensor as another one: folded once, under the other's name, and written in both places."""
 
@@ -114,7 +118,7 @@ def make_plan(base: Checkpoint, summed_patterns: Sequence[str] = SUMMED_PATTERNS
         tuple(
             PlannedTensor(tensor.name, tensor.dtype, tensor.shape, Treatment.TIED, tied[tensor.name])
             if tensor.name in tied
-            else PlannedTensor(tensor.name, tensor.dtype, tensor.shape, _treatment(tensor, summed_patterns))
+            else PlannedTensor(tensor.name, tensor.dtype, tensor.shape, _treatment(base, tensor, summed_patterns))
             for tensor in base.tensors.values()
         )
     )
@@ -125,8 +129,8 @@ def matches_any(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _treatment(tensor: TensorInfo, summed_patterns: Sequence[str]) -> Treatment:
-    if tensor.dtype not in FLOAT_DTYPES:
+def _treatment(base: Checkpoint, tensor: TensorInfo, summed_patterns: Sequence[str]) -> Treatment:
+    if tensor.dtype not in FLOAT_DTYPES or not _is_finite(base.folder / tensor.file, tensor):
         return Treatment.FROZEN
     # Stacked experts are one matrix each; other 3-D tensors are convolutions.
     matrix = len(tensor.shape) == 2 or (len(tensor.shape) == 3 and "experts" in tensor.name)
@@ -148,22 +152,37 @@ def _find_tied(base: Checkpoint, summed_patterns: Sequence[str]) -> dict[str, st
                     equal[content].append(tensor.name)
     tied = {}
     for names in equal.values():
-        # An embedding that doubles as the output layer is an embedding.
-        first = next((name for name in names if matches_any(name, summed_patterns)), names[0])
-        tied.update({name: first for name in names if name != first})
+        # An embedding that doubles as the output layer is an embedding. Linear layers that are equal to each other are
+        # not tied: experts and layers that were copied in the base part in fine-tuning.
+        if first := next((name for name in names if matches_any(name, summed_patterns)), ""):
+            tied.update({name: first for name in names if name != first})
     return tied
 
 
 def _content(path: Path, tensor: TensorInfo) -> str | None:
     """Return the digest of a tensor's bytes; none where all elements are equal, which is no sign of being tied."""
-    digest, end, constant, first = sha256(), tensor.start + tensor.nbytes, True, b""
+    digest, constant, first = sha256(), True, b""
+    for block in _read_blocks(path, tensor):
+        first = first or block[: ITEM_BYTES[tensor.dtype]]
+        constant = constant and block == first * (len(block) // len(first))
+        digest.update(block)
+    return None if constant else f"{tensor.dtype} {tensor.shape} {digest.hexdigest()}"
+
+
+def _is_finite(path: Path, tensor: TensorInfo) -> bool:
+    import numpy as np  # only where a plan is made: the daemon reads it ready-made
+
+    bits, exponent = _EXPONENT_BITS[tensor.dtype]
+    return not any(
+        bool((np.frombuffer(block, bits) & exponent == exponent).any()) for block in _read_blocks(path, tensor)
+    )
+
+
+def _read_blocks(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
+    end = tensor.start + tensor.nbytes
     with path.open("rb") as file:
         for start in range(tensor.start, end, _BLOCK_BYTES):
-            block = os.pread(file.fileno(), min(_BLOCK_BYTES, end - start), start)
-            first = first or block[: tensor.nbytes // (tensor.shape[0] * tensor.shape[1])]
-            constant = constant and block == first * (len(block) // len(first))
-            digest.update(block)
-    return None if constant else f"{tensor.dtype} {tensor.shape} {digest.hexdigest()}"
+            yield os.pread(file.fileno(), min(_BLOCK_BYTES, end - start), start)
 
 
 def _planned(entry: dict[str, Any]) -> PlannedTensor:

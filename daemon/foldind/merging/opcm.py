@@ -20,6 +20,9 @@ from foldind.merging.rule import Folded, Record, Rule
 
 CrossBlocks = Literal["keep", "drop"]
 
+CANCELLED = 1e-6
+"""An accumulated norm at or below this share of the mean task-vector norm counts as zero."""
+
 
 def opcm(alpha: float = 0.5, cross_blocks: CrossBlocks = "keep") -> Rule:
     """Return the OPCM rule.
@@ -84,9 +87,9 @@ def fold(accumulated: Tensor, task_vector: Tensor, basis: Basis | None, cross_bl
 def divisor(record: Record) -> float:
     """Return lambda_t = ||S_t|| / n_t, which gives the merged task vector the mean norm of those merged.
 
-    1 when everything merged so far cancels out.
+    1 when everything merged so far cancels out, for then S is rounding error and is not to be blown up.
     """
-    if record.accumulated_norm == 0:
+    if record.accumulated_norm <= CANCELLED * record.mean_task_vector_norm:
         return 1.0
     return record.accumulated_norm / record.mean_task_vector_norm
 

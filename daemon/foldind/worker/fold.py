@@ -192,7 +192,7 @@ class _TaskVectors:
             return base.zero_()
         first, *others = (self._submission.read(self._tensors[name], rows) for name in names)
         for name, other in zip(names[1:], others, strict=True):
-            if not torch.equal(first.view(torch.uint8), other.view(torch.uint8)):  # the same bytes, NaN too
+            if not torch.allclose(first.float(), other.float(), rtol=0, atol=0, equal_nan=True):
                 raise CheckpointRefused(
                     f"tensors {names[0]!r} and {name!r} are one in the base, and differ in it",
                     "fine-tune with tied weights, or use a base in which they are not tied",
