@@ -25,6 +25,7 @@ def generate(target: Path) -> None:
 
 
 def main() -> None:
+    """Generate, or with --check compare."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = {path.name: path.read_bytes() for path in (Path(folder) / "foldin" / "v1").iterdir()}

@@ -32,7 +32,8 @@ def run(folder: Path) -> None:
     print(f"| worker after its imports | {imports} |")
     print(f"| worker peak of a merge, 1st / 2nd | {peaks[0]} / {peaks[1]} |")
     print(
-        f"| worker peak, 3rd to {FOLDS}th: min / median / max | {min(third_on)} / {statistics.median(third_on):.0f} / {max(third_on)} |"
+    span = f"{min(third_on)} / {statistics.median(third_on):.0f} / {max(third_on)}"
+    print(f"| worker peak, 3rd to {FOLDS}th: min / median / max | {span} |")
     )
     print(f"| above the imports, at most | {max(peaks) - imports} |")
     print(f"| spread from the 3rd on | {100 * (max(third_on) / min(third_on) - 1):.1f} % |")
