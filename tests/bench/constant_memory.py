@@ -31,10 +31,8 @@ def run(folder: Path) -> None:
     print("| | MB |\n|---|---|")
     print(f"| worker after its imports | {imports} |")
     print(f"| worker peak of a merge, 1st / 2nd | {peaks[0]} / {peaks[1]} |")
-    print(
     span = f"{min(third_on)} / {statistics.median(third_on):.0f} / {max(third_on)}"
     print(f"| worker peak, 3rd to {FOLDS}th: min / median / max | {span} |")
-    )
     print(f"| above the imports, at most | {max(peaks) - imports} |")
     print(f"| spread from the 3rd on | {100 * (max(third_on) / min(third_on) - 1):.1f} % |")
     print(f"| daemon after each merge: min / max | {min(resident):.0f} / {max(resident):.0f} |")
