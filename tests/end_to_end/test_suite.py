@@ -13,20 +13,23 @@ from tests.support.daemon import Daemon
 from tests.support.models import load_model
 
 ALPHA = 0.5
+ZERO = 1e-6
 
 Tensors = dict[str, Tensor]
 
 
 def project(task_vector: Tensor, accumulated: Tensor) -> Tensor:
-    """P(tau; S): without the leading block and without the diagonal, in the basis of S."""
+    """P(tau; S): without the leading block and without the diagonal, in the basis of S.
+
+    Singular values at or below 1e-6 of the largest count as zero, by design: there, the vectors are rounding noise.
+    """
     left, sigma, right = torch.linalg.svd(accumulated, full_matrices=False)
-    shares = sigma.cumsum(0) / sigma.sum()
-    r = int((shares > ALPHA).nonzero()[0])
+    rank = int((sigma > ZERO * sigma[0]).sum())
+    left, sigma, right = left[:, :rank], sigma[:rank], right[:rank]
+    r = int((sigma.cumsum(0) / sigma.sum() > ALPHA).nonzero()[0])
     rotated = left.T @ task_vector @ right.T
-    cut = torch.zeros_like(rotated)
+    cut = rotated.diagonal().diag()
     cut[:r, :r] = rotated[:r, :r]
-    cut.fill_diagonal_(0)
-    cut += rotated.diagonal().diag()
     return task_vector - left @ cut @ right
 
 

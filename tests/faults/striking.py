@@ -9,6 +9,7 @@ import asyncio
 import errno
 import inspect
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -56,6 +57,11 @@ class Spot:
 
 def _in(folder: str) -> Callable[..., bool]:
     return lambda path, **_: f"/{folder}/" in f"{path}/" and not str(path).endswith(durable.TEMPORARY_SUFFIX)
+
+
+def _removes(folder: str) -> Callable[..., bool]:
+    # Whether under its own name or a temporary one; but no attempt's folder, which is of a later version.
+    return lambda path, **_: Path(path).parent.name == folder and not re.match(r"\.?v[2-9]", Path(path).name)
 
 
 def _new_target(link: Path, target: str) -> bool:
@@ -116,7 +122,7 @@ SPOTS = {
     Step.ENQUEUED: Spot(Ledger, "enqueue"),
     Step.TAKEN: Spot(Ledger, "take_next", counts=lambda ledger: bool(ledger.page(0, 1, [SubmissionState.QUEUED]))),
     Step.OLD_STATE_REMOVED: Spot(attempt, "remove", counts=_in("merge")),
-    Step.OLD_STATE_HALF_REMOVED: Spot(os, "rmdir", counts=_in("merge")),
+    Step.OLD_STATE_HALF_REMOVED: Spot(os, "rmdir", counts=_removes("merge")),
     Step.STATE_FOLDER_MADE: Spot(attempt, "make_folder"),
     Step.SNAPSHOT_FOLDER_MADE: Spot(attempt, "make_folder", nth=2),
     Step.WORKER_ANSWERED: Spot(Supervisor, "fold"),
@@ -128,11 +134,11 @@ SPOTS = {
     Step.VERSION_COMMITTED: Spot(Versions, "commit"),
     Step.LATEST_POINTED: Spot(recovery, "replace_symlink", counts=_new_target),
     Step.BYTES_REMOVED: Spot(recovery, "remove", counts=_in("submissions")),
-    Step.BYTES_HALF_REMOVED: Spot(os, "rmdir", counts=_in("submissions")),
+    Step.BYTES_HALF_REMOVED: Spot(os, "rmdir", counts=_removes("submissions")),
     # With two merged beforehand and one snapshot kept, the third is the first to let one go.
     Step.PRUNE_MARKED: Spot(Versions, "prune", counts=lambda versions, *_: versions.last_number() == 3),
     Step.PRUNE_REMOVED: Spot(recovery, "remove", counts=_in("snapshots")),
-    Step.PRUNE_HALF_REMOVED: Spot(os, "rmdir", counts=_in("snapshots")),
+    Step.PRUNE_HALF_REMOVED: Spot(os, "rmdir", counts=_removes("snapshots")),
     Step.STATE_PREALLOCATED: Spot(durable, "preallocate"),
     Step.TENSOR_WRITTEN: Spot(durable, "write_at", nth=5),
     Step.STATE_FLUSHED: Spot(DurableFile, "finish"),
