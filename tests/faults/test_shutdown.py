@@ -40,6 +40,7 @@ def test_while_idle(reference: Reference, tmp_path: Path, fault_daemon: MakeDaem
     evidence.check_no_leftovers(daemon.state)
 
 
+@pytest.mark.faults
 def test_while_the_worker_starts(reference: Reference, tmp_path: Path, fault_daemon: MakeDaemon) -> None:
     daemon = fault_daemon(reference.two_merged.copy(tmp_path)).start()
     worker = daemon.wait_for_worker()

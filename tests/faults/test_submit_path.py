@@ -21,7 +21,7 @@ CELLS = [
         (Step.ROW_CREATED, Side.BEFORE, pytest.mark.faults),
         (Step.ROW_CREATED, Side.AFTER, pytest.mark.faults),
         (Step.FILE_COPIED, Side.BEFORE, pytest.mark.faults),
-        (Step.FILE_COPIED, Side.AFTER, ()),
+        (Step.FILE_COPIED, Side.AFTER, pytest.mark.faults),
         (Step.COPY_SEALED, Side.BEFORE, pytest.mark.faults),
         (Step.COPY_SEALED, Side.AFTER, ()),
         (Step.ENQUEUED, Side.BEFORE, pytest.mark.faults),

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.intake.wire import CHUNK, SECONDS, SINGLE, Wire, fine_tuned, idle_worker, refused, single, state
 from tests.support.daemon import Daemon, wait_for
 
-LAYERS = 6
+LAYERS = 12
 WIDTH = 256
 
 
@@ -44,16 +44,20 @@ def watch_latest(wire: Wire, alias: str = "") -> Iterator[snapshots_pb2.Snapshot
     return wire.snapshots.Watch(snapshots_pb2.WatchSnapshotsRequest(alias=alias), timeout=SECONDS)
 
 
-def test_a_submission_from_receiving_to_merged(wire: Wire, tensors: dict[str, Tensor]) -> None:
+def test_a_submission_from_receiving_to_merged(daemon: Daemon, wire: Wire, tensors: dict[str, Tensor]) -> None:
     assert state(wire.settled(wire.upload(single(fine_tuned(tensors))).id)) == "MERGED"
     files = single(fine_tuned(tensors))
     opened = wire.create(files).submission
     stream = wire.submissions.Watch(submissions_pb2.WatchSubmissionRequest(id=opened.id), timeout=SECONDS)
     first = next(stream)
     assert first == opened
-    wire.send(opened.id, files)
-    wire.commit(opened.id, files)
-    told = [first, *stream]
+    told = [first]
+    with idle_worker(daemon):
+        wire.send(opened.id, files)
+        wire.commit(opened.id, files)
+        while state(told[-1]) != "MERGING":
+            told.append(next(stream))
+    told += stream
     states = [state(submission) for submission in told]
     assert list(dict.fromkeys(states)) in (
         ["RECEIVING", "QUEUED", "MERGING", "MERGED"],
@@ -165,3 +169,12 @@ def test_large_files_come_in_pieces_of_a_mebibyte(wire: Wire) -> None:
         pieces = [len(response.data) for response in wire.snapshots.ReadFile(request, timeout=SECONDS)]
         assert sum(pieces) == size - offset
         assert max(pieces) <= 2**20
+
+
+def test_a_fault_in_the_middle_of_a_stream(daemon: Daemon, wire: Wire) -> None:
+    path = daemon.state / "snapshots" / "v1" / "README.md"
+    path.unlink()
+    path.mkdir()  # nothing that the daemon is prepared for
+    with refused(StatusCode.INTERNAL, "log"):
+        wire.read(1, "README.md")
+    assert "IsADirectoryError" in daemon.log.read_text()

@@ -1,5 +1,6 @@
 """The accumulated state on disk: S, one float32 tensor for each folded tensor of the plan, in one safetensors file."""
 
+import errno
 import math
 from pathlib import Path
 from types import TracebackType
@@ -8,9 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from foldind.checkpoints.header import read_header
+from foldind.checkpoints.header import TensorInfo, read_header
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.tensors import TensorReader
+from foldind.errors import CheckpointRefused
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 
 ACCUMULATED = "accumulated.safetensors"
@@ -22,7 +24,7 @@ class AccumulatedState:
     def __init__(self, folder: Path | None):
         self.exists = folder is not None
         """Whether anything was merged before; if not, S is zero."""
-        self._tensors = {tensor.name: tensor for tensor in read_header(folder / ACCUMULATED).tensors} if folder else {}
+        self._tensors = _tensors_in(folder / ACCUMULATED) if folder else {}
         self._reader = TensorReader(folder or Path())
 
     def __enter__(self) -> Self:
@@ -39,6 +41,13 @@ class AccumulatedState:
             return self._reader.read(self._tensors[tensor.name], rows)
         shape = tensor.shape if rows is None else (rows[1] - rows[0], *tensor.shape[1:])
         return torch.zeros(shape, dtype=torch.float32)
+
+
+def _tensors_in(path: Path) -> dict[str, TensorInfo]:
+    try:
+        return {tensor.name: tensor for tensor in read_header(path).tensors}
+    except (CheckpointRefused, FileNotFoundError) as error:
+        raise OSError(errno.EIO, "the accumulated state is damaged or gone; see `foldind fsck`", str(path)) from error
 
 
 def new_accumulated_file(folder: Path, plan: Plan) -> TensorFileWriter:

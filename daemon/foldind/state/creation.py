@@ -1,5 +1,6 @@
 """Making a state folder from a base."""
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -55,7 +56,12 @@ def create_state(base: Path, root: Path, merge: MergeSettings, report: Callable[
         write_file(temporary.configuration, configuration_text(base_digest(weights), merge).encode())
         with Database(temporary.ledger, create=True):
             pass
-        seal(temporary.root, root)
+        try:
+            seal(temporary.root, root)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise StateError(f"{root} is a mount point, and cannot be replaced", "name a folder inside it") from error
     finally:
         remove(temporary.root)
     return plan

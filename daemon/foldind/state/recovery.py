@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from foldind.errors import StateError
+from foldind.checkpoints.checkpoint import open_checkpoint
+from foldind.errors import FoldinError, StateError
 from foldind.state.durable import remove, replace_symlink
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
@@ -20,6 +21,12 @@ def recover(folder: StateFolder, ledger: Ledger, versions: Versions) -> None:
       StateError: a person has to look; says at what, and what to do.
       OSError: the disk fails.
     """
+    try:
+        open_checkpoint(folder.base)
+    except FoldinError as error:
+        raise StateError(
+            f"the base in {folder.base} is damaged or gone ({error.reason})", "restore the state folder from a backup"
+        ) from error
     folder.make_folders()
     folder.discard_unrecorded(versions.last_number())
     folder.discard_half_copied()

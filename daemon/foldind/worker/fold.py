@@ -4,6 +4,7 @@ Two passes. The first reads the old state, the base and the submission, and writ
 lambda. The second reads the base and the new state, and writes the merged model.
 """
 
+import errno
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from torch import Tensor
 from foldind.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.tensors import TensorReader
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, StateError
 from foldind.merging import RULES
 from foldind.merging.rule import Record, Rule
 from foldind.state.accumulators import ACCUMULATED, AccumulatedState, new_accumulated_file
@@ -40,7 +41,8 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
     torch.set_num_threads(request.threads)
     plan = Plan.from_json(Path(request.plan).read_bytes())
     rule = RULES[request.rule](**request.hyper_parameters)
-    base, submission = open_checkpoint(Path(request.base)), open_checkpoint(Path(request.submission))
+    base = _open_base(Path(request.base))
+    submission = _open_admitted(Path(request.submission))
     state_folder, snapshot_folder = Path(request.state_folder), Path(request.snapshot_folder)
 
     statistics, accumulated_norm, state_file = _accumulate(request, plan, rule, base, submission, report)
@@ -61,6 +63,22 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         snapshot_files=snapshot_files,
         peak_resident_bytes=0,
     )
+
+
+def _open_base(folder: Path) -> Checkpoint:
+    try:
+        return open_checkpoint(folder)
+    except CheckpointRefused as error:  # it was in order when it was copied
+        raise OSError(
+            errno.EIO, f"the base is damaged or gone: {error.reason}; see `foldind fsck`", str(folder)
+        ) from error
+
+
+def _open_admitted(folder: Path) -> Checkpoint:
+    try:
+        return open_checkpoint(folder)
+    except CheckpointRefused as error:  # it was in order when it was acknowledged: no reason to forget it
+        raise StateError(f"the daemon's copy of it is damaged: {error.reason}", "see `foldind fsck`") from error
 
 
 class _NotFiniteError(Exception):
