@@ -73,11 +73,16 @@ class MergeService:
         Raises:
           WorkerDied: the worker does not even start.
         """
-        try:
-            await self._supervisor.start()
-        except WorkerDied:
-            if not self._stopping.is_set():
-                raise
+        for attempt in range(self._settings.max_attempts):
+            try:
+                await self._supervisor.start()
+                break
+            except WorkerDied:
+                if self._stopping.is_set():
+                    break
+                if attempt + 1 == self._settings.max_attempts:
+                    raise
+                log.exception("the worker did not start; once more")
         while not self._stopping.is_set():
             seen = self._changes.count
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names
 from foldind.config import ServeSettings
 from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
-from foldind.intake.admission import Admission
+from foldind.intake.admission import Admission, content_digest
 from foldind.intake.uploads import RECEIVED_SUFFIX
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_file, is_disk_trouble, make_folder, remove, seal
 from foldind.state.folder import StateFolder
@@ -62,11 +62,16 @@ class LocalPaths:
         make_folder(copy)
         try:
             digests = {name: copy_file(source, copy / name) for name, source in sources.items()}
-            submission = self._ledger.create(replace(new, files=digests))
+            # By its content it finds the row that an interrupted call left.
+            submission = self._ledger.create(replace(new, files=digests, content_digest=content_digest(digests)))
             if submission.state is not SubmissionState.RECEIVING:
                 return submission
             target = self._folder.submission(submission.id)
-            if any(target.glob(f"*{RECEIVED_SUFFIX}")):
+            uploading = any(target.glob(f"*{RECEIVED_SUFFIX}"))
+            if uploading and not description.request_id:  # of the same content: whichever is complete first is taken
+                submission = self._ledger.create(replace(new, files=digests))
+                target, uploading = self._folder.submission(submission.id), False
+            if uploading:
                 raise Conflict(
                     f"request id {description.request_id!r} belongs to an upload in progress, {submission.id}",
                     "use another request id",

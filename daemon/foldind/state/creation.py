@@ -49,7 +49,7 @@ def create_state(base: Path, root: Path, merge: MergeSettings, report: Callable[
             report(f"copying {name}")
             weights[name] = copy_file(base / name, temporary.base / name)
         for path in companion_files(base):
-            copy_file(path, temporary.base / path.name)
+            weights[path.name] = copy_file(path, temporary.base / path.name)
         sync(temporary.base)
         temporary.make_folders()
         write_file(temporary.plan, plan.to_json().encode())
@@ -75,4 +75,5 @@ def base_digest(files: Mapping[str, FileDigest]) -> str:
 
 def digest_base(folder: Path) -> str:
     """Return the digest of the base in a folder, read anew. Raises CheckpointRefused, OSError."""
-    return base_digest({name: digest_file(folder / name) for name in open_checkpoint(folder).files})
+    names = [*open_checkpoint(folder).files, *(path.name for path in companion_files(folder))]
+    return base_digest({name: digest_file(folder / name) for name in names})

@@ -171,8 +171,13 @@ def replace_symlink(link: Path, target: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder, if it is there. Raises OSError."""
+    """Remove a file, link or folder, if it is there; no half of it is ever left under its name. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
+        if not path.name.endswith(TEMPORARY_SUFFIX):
+            doomed = path.with_name(path.name + TEMPORARY_SUFFIX)
+            if doomed.exists():
+                shutil.rmtree(doomed)
+            path = path.rename(doomed)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

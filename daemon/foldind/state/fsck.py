@@ -54,9 +54,18 @@ def check_state(root: Path, report: Callable[[str], None]) -> list[str]:
         for submission in ledger.page(0, 10**9, NEEDS_BYTES):
             report(f"submission {submission.id}")
             findings += _check_files(folder.submission(submission.id), submission.files)
+        holders = {version.version: version for version in versions.all()}
         for submission in ledger.page(0, 10**9, [SubmissionState.MERGED]):
-            if submission.version == 0:
+            holder = holders.get(submission.version)
+            if holder is None or holder.submission_id != submission.id:
                 findings.append(f"submission {submission.id}: MERGED, and in no version")
+        for version in holders.values():
+            if version.state is not VersionState.WITHDRAWN:
+                state = ledger.get(version.submission_id).state
+                if state is not SubmissionState.MERGED and not (
+                    version.state is VersionState.PRUNED and state is SubmissionState.WITHDRAWN
+                ):
+                    findings.append(f"v{version.version}: its submission {version.submission_id} is {state}")
     return findings
 
 
@@ -113,3 +122,6 @@ def _check_lineage(versions: Versions) -> Iterator[str]:
             yield f"v{version.version}: it does not hold one submission more than its parent"
     if head and head.state is VersionState.WITHDRAWN:
         yield f"v{head.version}: `latest` names it, and it was withdrawn"
+    for version in known.values():
+        if version.state is VersionState.PUBLISHED and version.version > (head.version if head else 0):
+            yield f"v{version.version}: it is newer than what `latest` names"

@@ -128,8 +128,13 @@ class Ledger:
                 rows.move(connection, submission_id, QUEUED, detail)
 
     def count_attempt(self, submission_id: str, detail: str, max_attempts: int) -> Submission:
-        """Record that folding a submission failed; it is queued again, or QUARANTINED after max_attempts."""
+        """Record that folding a submission failed; it is queued again, or QUARANTINED after max_attempts.
+
+        One that was recorded as merged before something failed stays so.
+        """
         with self._database.transaction() as connection:
+            if rows.existing(connection, submission_id).state is not MERGING:
+                return rows.existing(connection, submission_id)
             connection.execute("UPDATE submissions SET attempts = attempts + 1 WHERE id = ?", (submission_id,))
             attempts = rows.existing(connection, submission_id).attempts
             if attempts < max_attempts:

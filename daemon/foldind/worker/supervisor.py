@@ -26,6 +26,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
         self.ready: Ready | None = None
+        self._stopped = False
 
     async def start(self) -> None:
         """Start the worker, unless it runs, and wait until its imports are done.
@@ -35,6 +36,8 @@ class Supervisor:
         """
         if self._process and self._process.returncode is None:
             return
+        if self._stopped:
+            raise WorkerDied("the daemon is stopping")
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -78,7 +81,8 @@ class Supervisor:
             raise
 
     async def stop(self) -> None:
-        """Kill the worker, if it runs."""
+        """Kill the worker, if it runs; no other is started."""
+        self._stopped = True
         if self._process is None:
             return
         with suppress(ProcessLookupError):
