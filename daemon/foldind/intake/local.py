@@ -67,11 +67,10 @@ class LocalPaths:
             if submission.state is not SubmissionState.RECEIVING:
                 return submission
             target = self._folder.submission(submission.id)
-            uploading = any(target.glob(f"*{RECEIVED_SUFFIX}"))
-            if uploading and not description.request_id:  # of the same content: whichever is complete first is taken
+            if _is_uploading(target):  # of the same content: whichever is complete first is taken
                 submission = self._ledger.create(replace(new, files=digests))
-                target, uploading = self._folder.submission(submission.id), False
-            if uploading:
+                target = self._folder.submission(submission.id)
+            if _is_uploading(target):
                 raise Conflict(
                     f"request id {description.request_id!r} belongs to an upload in progress, {submission.id}",
                     "use another request id",
@@ -94,6 +93,10 @@ class LocalPaths:
         if not real.exists():
             raise NotFound(f"{path} does not exist on the daemon's machine", "upload it instead")
         return real
+
+
+def _is_uploading(folder: Path) -> bool:
+    return any(folder.glob(f"*{RECEIVED_SUFFIX}"))
 
 
 def find_checkpoint(path: Path) -> dict[str, Path]:
