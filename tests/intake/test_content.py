@@ -100,3 +100,11 @@ def test_a_request_id_with_other_content_while_the_first_is_received(wire: Wire,
     wire.write(opened.submission.id, SINGLE, 0, files[SINGLE][:CHUNK])
     with refused(StatusCode.ALREADY_EXISTS, "mixed", opened.submission.id):
         wire.create(other, request_id="mixed")
+
+
+def test_a_request_id_that_found_known_content(wire: Wire, checkpoint: Checkpoint) -> None:
+    files = single(checkpoint())
+    known = wire.upload(files)
+    assert wire.create(files, request_id="joined").submission.id == known.id
+    with refused(StatusCode.ALREADY_EXISTS, "joined", known.id):
+        wire.create(single(checkpoint()), request_id="joined")

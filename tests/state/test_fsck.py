@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from foldind.errors import StateError
+from foldind.state.database import Database
 from foldind.state.folder import StateFolder
 from foldind.state.fsck import check_state
 
@@ -88,6 +89,24 @@ def test_a_manifest_of_another_version(folder: StateFolder) -> None:
     manifest = json.loads(path.read_bytes())
     path.write_text(json.dumps(manifest | {"version": 2}))
     assert any("it is not the manifest of v1" in finding for finding in check(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("UPDATE submissions SET state = 'QUEUED', bytes_kept = 0 WHERE version = 2", "v2: its submission"),
+        ("UPDATE submissions SET version = 9 WHERE version = 2", "MERGED, and in no version"),
+        ("UPDATE versions SET submissions = 9 WHERE version = 4", "v4: it does not hold one submission more"),
+        ("UPDATE versions SET parent = 4 WHERE version = 3", "v3: its parent v4 is no earlier version"),
+        ("UPDATE aliases SET version = 3 WHERE name = 'latest'", "v4: it is newer than what `latest` names"),
+        ("UPDATE versions SET state = 'WITHDRAWN' WHERE version = 4", "v4: `latest` names it"),
+        ('UPDATE versions SET "lambda" = 7 WHERE version = 4', "it is not the manifest of v4"),
+    ],
+)
+def test_a_ledger_that_contradicts_itself(folder: StateFolder, change: str, words: str) -> None:
+    with Database(folder.ledger) as database, database.transaction() as connection:
+        connection.execute(change)
+    assert any(words in finding for finding in check(folder)), check(folder)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -216,6 +216,12 @@ def test_attempts_are_counted_until_quarantine(ledger: Ledger) -> None:
     assert (retried.state, retried.attempts, retried.reason) == (QUEUED, 0, "")
 
 
+@pytest.mark.parametrize("state", [RECEIVING, QUEUED, REJECTED, WITHDRAWN])
+def test_an_attempt_counts_only_while_merging(ledger: Ledger, state: SubmissionState) -> None:
+    submission = bring(ledger, state)
+    assert ledger.count_attempt(submission.id, "it died", 1) == submission
+
+
 def test_reject_does_not_change_what_is_settled(ledger: Ledger) -> None:
     submission = bring(ledger, WITHDRAWN)
     assert ledger.reject(submission.id, "bad") == submission

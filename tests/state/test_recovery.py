@@ -162,6 +162,15 @@ def test_missing(folder: StateFolder, name: str) -> None:
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"half")])
+def test_a_base_that_is_damaged(folder: StateFolder, damage: Callable[[Path], object]) -> None:
+    damage(folder.base / "model.safetensors")
+    before = contents(folder)
+    with pytest.raises(StateError, match=r"base .*damaged or gone.*model\.safetensors.*backup"):
+        recovered(folder)
+    assert contents(folder) == before
+
+
 def test_the_state_before_the_newest_version_may_be_missing(folder: StateFolder) -> None:
     shutil.rmtree(folder.accumulated(VERSIONS - 1))
     recovered(folder)
