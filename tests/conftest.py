@@ -15,7 +15,6 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.models import make_base
 
-
 # Started in the background, this process ignores SIGINT, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
