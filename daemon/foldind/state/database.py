@@ -17,7 +17,6 @@ CREATE TABLE submissions (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   id TEXT NOT NULL UNIQUE,
   place INTEGER UNIQUE,              -- in the queue; given at commit, kept by retries
-  request_id TEXT UNIQUE,
   name TEXT NOT NULL,
   labels TEXT NOT NULL,              -- JSON object
   state TEXT NOT NULL,
@@ -34,6 +33,10 @@ CREATE TABLE submissions (
 );
 CREATE INDEX submissions_by_state ON submissions (state, place);
 CREATE INDEX submissions_by_content ON submissions (content_digest);
+CREATE TABLE requests (
+  request_id TEXT PRIMARY KEY,       -- chosen by a submitter, who may have several for one submission
+  submission_id TEXT NOT NULL REFERENCES submissions (id)
+);
 CREATE TABLE events (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   submission_id TEXT NOT NULL REFERENCES submissions (id),

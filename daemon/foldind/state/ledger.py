@@ -46,28 +46,26 @@ class Ledger:
           Conflict: the request id was used for other files.
         """
         with self._database.transaction() as connection:
-            if new.request_id:
-                known = rows.find_one(connection, "request_id = ?", new.request_id)
-                if known and rows.contradict(known.files, new.files):
+            if new.request_id and (known := rows.requested(connection, new.request_id)):
+                if rows.contradict(known.files, new.files):
                     raise Conflict(
                         f"request id {new.request_id!r} belongs to submission {known.id}, which has other files",
                         "use another request id",
                     )
-                if known:
-                    return known
+                return known
             if new.content_digest:
                 # One that is taken by force joins its own broken upload, and nothing else.
                 joined = (RECEIVING,) if new.forced else (RECEIVING, QUEUED, MERGING, MERGED)
                 if known := rows.with_content(connection, new.content_digest, *joined, forced=new.forced):
+                    rows.record_request(connection, new.request_id, known.id)
                     return known
             now = time.time()
             submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
             connection.execute(
-                "INSERT INTO submissions (id, request_id, name, labels, state, files, partial, forced, content_digest,"
-                " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO submissions (id, name, labels, state, files, partial, forced, content_digest,"
+                " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     submission_id,
-                    new.request_id or None,
                     new.name,
                     json.dumps(dict(new.labels or {}), sort_keys=True),
                     RECEIVING,
@@ -79,6 +77,7 @@ class Ledger:
                     now,
                 ),
             )
+            rows.record_request(connection, new.request_id, submission_id)
             rows.record_event(connection, submission_id, RECEIVING, "")
             return rows.existing(connection, submission_id)
 

@@ -50,6 +50,19 @@ def record_event(connection: sqlite3.Connection, submission_id: str, state: Subm
     )
 
 
+def record_request(connection: sqlite3.Connection, request_id: str, submission_id: str) -> None:
+    """Record which submission a request id means from now on; an empty one means none."""
+    if request_id:
+        connection.execute(
+            "INSERT INTO requests (request_id, submission_id) VALUES (?, ?)", (request_id, submission_id)
+        )
+
+
+def requested(connection: sqlite3.Connection, request_id: str) -> Submission | None:
+    """Return the submission that a request id means, if there is one."""
+    return find_one(connection, "id = (SELECT submission_id FROM requests WHERE request_id = ?)", request_id)
+
+
 def find_one(connection: sqlite3.Connection, condition: str, *values: object) -> Submission | None:
     """Return the oldest submission that meets a condition, if there is one."""
     row = connection.execute(f"SELECT * FROM submissions WHERE {condition} ORDER BY number", values).fetchone()
