@@ -11,7 +11,7 @@ from tests.merging.matrices import ALL, UNIQUE, Build, random, with_spectrum
 OUT_OF_RANGE = (-0.1, -1e-12, 1.0, 1.5, float("nan"), float("inf"), float("-inf"))
 
 WEAK = "decay below the rank tolerance"
-"""Pairs between 2e-7 and 1e-5 of the largest: squaring the matrix leaves them three digits."""
+"""Pairs between 1e-6 and 1e-5 of the largest: squaring the matrix leaves them three digits."""
 
 
 def reconstruct(basis: Basis) -> Tensor:
@@ -53,8 +53,7 @@ def test_basis_is_orthonormal(name: str, seed: int) -> None:
 def test_singular_values_are_those_of_a_full_svd(build: Build, seed: int) -> None:
     matrix = build(Generator().manual_seed(seed))
     expected = oracle.spectrum(matrix.double().numpy())
-    found = decompose(matrix, 0.5).singular_values.numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-11 * expected.max(initial=0))
+    np.testing.assert_allclose(decompose(matrix, 0.5).singular_values.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("build", UNIQUE.values(), ids=UNIQUE)
@@ -71,7 +70,7 @@ def test_split_rank_of_a_basis_is_the_first_index_above_alpha(build: Build, alph
         (12, lambda g: sum((random(40, 4, g) @ random(4, 28, g) for _ in range(3)), torch.zeros(40, 28))),
         (6, lambda g: with_spectrum(32, 32, torch.ones(6), g) + 5e-8 * with_spectrum(32, 32, torch.ones(32), g)),
         (24, lambda g: with_spectrum(36, 24, torch.logspace(0, -5, 24), g)),
-        (2, lambda g: torch.tensor([1.0, 4e-7, 1e-7]).diag()),
+        (2, lambda g: torch.tensor([1.0, 2e-6, 5e-7]).diag()),
         (1, lambda g: torch.ones(7, 9)),
         (0, lambda g: torch.zeros(5, 8)),
     ],

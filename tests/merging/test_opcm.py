@@ -14,7 +14,7 @@ from tests.merging.matrices import ALL, ALPHAS, CROSS_BLOCKS, UNIQUE, Build, ran
 
 EXACT = 1e-6
 WEAK = "decay below the rank tolerance"
-"""Pairs just above the tolerance of 2e-7: squaring the matrix leaves three or four digits of them."""
+"""Pairs just above the tolerance of 1e-6: squaring the matrix leaves three or four digits of them."""
 WEAK_EXACT = 2e-4
 
 
