@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from foldind.checkpoints.plan import SUMMED_PATTERNS
 from foldind.errors import StateError
+from foldind.logs import LogFormat
 
 FORMAT = 1
 
@@ -35,6 +36,8 @@ def _check_address(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+AddressOrNone = Annotated[str, AfterValidator(lambda address: address and _check_address(address))]
+"""HOST:PORT, or empty."""
 
 
 class MergeSettings(BaseModel):
@@ -60,6 +63,7 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FOLDIN_", extra="forbid", frozen=True)
 
     grpc: Address = "127.0.0.1:7070"
+    http: AddressOrNone = "127.0.0.1:7072"
     ignore: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
     keep_snapshots: int = Field(10, ge=1)
@@ -69,6 +73,7 @@ class ServeSettings(BaseSettings):
     upload_expiry: Seconds = 7 * 24 * 3600
     retry_disk_every: Annotated[float, Field(gt=0)] = 5
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = "console"
 
 
 class Configuration(BaseModel):
@@ -153,6 +158,7 @@ threads = {merge.threads}  # per matrix product
 
 [serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it
 # grpc = "127.0.0.1:7070"
+# http = "127.0.0.1:7072"  # metrics and health; "" for none
 # ignore = ["classifier.*"]  # tensors of submissions that the base lacks and that are left out without complaint
 # allowed_roots = ["/data/checkpoints"]  # folders that SubmitPath may read
 # keep_snapshots = 10  # besides those that an alias names
@@ -162,6 +168,7 @@ threads = {merge.threads}  # per matrix product
 # upload_expiry = 604800  # seconds after which an upload without a commit is withdrawn
 # retry_disk_every = 5  # seconds between looks at a disk that was full
 # log_level = "info"
+# log_format = "console"  # or "json", one object a line
 """
 
 

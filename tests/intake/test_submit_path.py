@@ -13,6 +13,7 @@ from foldind.config import ServeSettings
 from foldind.errors import Forbidden
 from foldind.intake.admission import Admission
 from foldind.intake.local import LocalPaths
+from foldind.metrics import Metrics
 from foldind.state.database import Database
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -96,7 +97,7 @@ def test_by_default_nothing_is_allowed(daemon: Daemon, checkpoint: Checkpoint, t
     plan = Plan.from_json(folder.plan.read_bytes())
     with Database(tmp_path / "ledger.sqlite", create=True) as database:
         ledger, settings = Ledger(database), ServeSettings()
-        paths = LocalPaths(folder, ledger, Admission(folder, ledger, plan, settings), settings)
+        paths = LocalPaths(folder, ledger, Admission(folder, ledger, plan, settings), settings, Metrics())
         with pytest.raises(Forbidden, match="allowed_roots"):
             asyncio.run(paths.submit(str(task), NewSubmission({})))
 

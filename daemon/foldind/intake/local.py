@@ -12,6 +12,7 @@ from foldind.config import ServeSettings
 from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
 from foldind.intake.admission import Admission, content_digest
 from foldind.intake.uploads import RECEIVED_SUFFIX
+from foldind.metrics import Metrics
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_file, is_disk_trouble, make_folder, remove, seal
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -21,11 +22,19 @@ from foldind.state.records import Submission, SubmissionState
 class LocalPaths:
     """Takes checkpoints from folders that the operator allowed."""
 
-    def __init__(self, folder: StateFolder, ledger: Ledger, admission: Admission, settings: ServeSettings):
+    def __init__(
+        self,
+        folder: StateFolder,
+        ledger: Ledger,
+        admission: Admission,
+        settings: ServeSettings,
+        metrics: Metrics,
+    ):
         self._folder = folder
         self._ledger = ledger
         self._admission = admission
         self._settings = settings
+        self._received = metrics.received["path"]
         self._copying = asyncio.Lock()  # one at a time: the disk is the bottleneck
 
     async def submit(self, path: str, description: NewSubmission) -> Submission:
@@ -62,6 +71,7 @@ class LocalPaths:
         make_folder(copy)
         try:
             digests = {name: copy_file(source, copy / name) for name, source in sources.items()}
+            self._received.inc(sum(digest.size for digest in digests.values()))
             # By its content it finds the row that an interrupted call left.
             submission = self._ledger.create(replace(new, files=digests, content_digest=content_digest(digests)))
             if submission.state is not SubmissionState.RECEIVING:
