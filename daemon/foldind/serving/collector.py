@@ -162,7 +162,9 @@ def _disk_bytes(folder: Path) -> float:
 
 
 def _ledger_bytes(folder: StateFolder) -> float:
-    return float(sum(_allocated(folder.ledger.with_name(folder.ledger.name + suffix)) for suffix in ("", "-wal", "-shm")))
+    return float(
+        sum(_allocated(folder.ledger.with_name(folder.ledger.name + suffix)) for suffix in ("", "-wal", "-shm"))
+    )
 
 
 def _allocated(path: Path) -> int:
