@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-
 from tests.intake.wire import SINGLE, Daemons, Wire, fine_tuned, single, state
 from tests.serving.prepared import History
 from tests.support.daemon import Daemon, wait_for
