@@ -108,7 +108,7 @@ class Ledger:
             return rows.existing(connection, submission_id)
 
     def take_next(self) -> Submission | None:
-        """Mark the submission whose turn it is as MERGING and return it, if there is one.
+        """Mark the submission whose turn it is as MERGING and return it as it was, if there is one.
 
         That is the one an interruption left MERGING, else the head of the queue.
         """
@@ -116,10 +116,9 @@ class Ledger:
             submission = rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
                 connection, "place = (SELECT min(place) FROM submissions WHERE state = ?)", QUEUED
             )
-            if submission is None or submission.state is MERGING:
-                return submission
-            rows.move(connection, submission.id, MERGING)
-            return rows.existing(connection, submission.id)
+            if submission and submission.state is QUEUED:
+                rows.move(connection, submission.id, MERGING)
+            return submission
 
     def requeue(self, submission_id: str, detail: str) -> None:
         """Put a MERGING submission back to its place: the interruption was not its fault."""
