@@ -25,7 +25,10 @@ def keep_house(folder: StateFolder, ledger: Ledger, versions: Versions, settings
     remove_dropped(folder, ledger, versions)
     for number in prune(folder, versions, settings.keep_snapshots, settings.lease):
         log.info("pruned v%d", number)
-    for submission in ledger.receiving_since_before(time.time() - settings.upload_expiry):
+    expired = time.time() - settings.upload_expiry
+    for submission in ledger.receiving_since_before(expired):
+        if folder.last_written(submission.id) > expired:
+            continue
         with suppress(WrongState):  # it was completed this moment
             ledger.withdraw(submission.id, "the upload was not completed in time")
             about(log, submission.id).info("withdrawn, its upload was not completed in time")

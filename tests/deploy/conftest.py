@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.intake.wire import Wire, fine_tuned, single
 from tests.support.daemon import BIN, Daemon, wait_for
 from tests.support.http import ask
 from tests.support.models import base_tensors, make_base
+from tests.support.wire import Wire, fine_tuned, single
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -14,9 +14,9 @@ import pytest
 from foldind.systemd import READY, WATCHDOG, Systemd
 
 from tests.faults.processes import FaultDaemon
-from tests.intake.wire import Daemons, Wire, fine_tuned, single, state
 from tests.support.daemon import Daemon, wait_for
 from tests.support.models import base_tensors, make_base
+from tests.support.wire import Daemons, Wire, fine_tuned, single, state
 
 SHORT = 0.1
 LONG_SECONDS = 30

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.intake.wire import Daemons, Wire, fine_tuned, idle_worker, single, state
-from tests.serving.prepared import History
 from tests.support.daemon import Daemon, foldind, wait_for
+from tests.support.history import History
 from tests.support.http import OPENMETRICS, ask, scrape
 from tests.support.models import base_tensors
+from tests.support.wire import Daemons, Wire, fine_tuned, idle_worker, single, state
 
 PAGES = ("/metrics", "/healthz", "/readyz")
 

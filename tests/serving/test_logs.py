@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.intake.wire import SINGLE, Daemons, Wire, fine_tuned, single, state
-from tests.serving.prepared import History
 from tests.support.daemon import Daemon, wait_for
+from tests.support.history import History
 from tests.support.models import base_tensors
+from tests.support.wire import SINGLE, Daemons, Wire, fine_tuned, single, state
 
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 

@@ -11,11 +11,11 @@ import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.intake.wire import SINGLE, Daemons, Wire, fine_tuned, idle_worker, single, state
-from tests.serving.prepared import VERSIONS, History
 from tests.support.daemon import Daemon, wait_for
+from tests.support.history import VERSIONS, History
 from tests.support.http import OPENMETRICS, ask, scrape
 from tests.support.models import base_tensors
+from tests.support.wire import SINGLE, Daemons, Wire, fine_tuned, idle_worker, single, state
 
 STAGES = ("wait", "fold", "publish", "commit")
 UNITS = ("bytes", "seconds", "ratio", "info")

@@ -63,8 +63,12 @@ class Header:
     """Length of the whole file in bytes."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Read and check the header of a safetensors file, against the file's length too.
+
+    Args:
+      path: of the file.
+      max_bytes: a longer header is refused unread; parsed, it takes about thirty times its length.
 
     Raises:
       CheckpointRefused: the file is not a well-formed safetensors file.
@@ -81,10 +85,10 @@ def read_header(path: Path) -> Header:
                 "it was probably cut off; send it again",
             )
         length = int.from_bytes(prefix, "little")
-        if length > MAX_HEADER_BYTES:
+        if length > max_bytes:
             _refuse(
                 path,
-                f"states a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed",
+                f"states a header of {length} bytes, more than the {max_bytes} allowed",
                 "it is probably no safetensors file; write one with save_pretrained or safetensors.torch.save_file",
             )
         text = file.read(length)
