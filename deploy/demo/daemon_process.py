@@ -27,12 +27,14 @@ class Daemon:
 
     def __init__(self, state: str, log: Path) -> None:
         self.address = f"127.0.0.1:{_free_port()}"
+        self.http = f"127.0.0.1:{_free_port()}"
+        """Where its metrics are."""
         self.keep = False
         """Whether to leave it running at the end."""
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [program("foldind"), "serve", "--state", state, "--grpc", self.address],
+                [program("foldind"), "serve", "--state", state, "--grpc", self.address, "--http", self.http],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

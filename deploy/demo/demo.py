@@ -17,6 +17,7 @@ import checkpoint
 import torch
 from commands import ROOT, program, run, succeeds
 from daemon_process import Daemon
+from metrics import metrics_table
 from model import Encoder
 from report import Merge, accuracy_table, gain_kept, save_plot
 from rich.console import Console
@@ -96,6 +97,7 @@ def demonstrate(keep: bool) -> None:
         save_plot(ROOT / PLACE / "accuracy.png", base_accuracies, merges, expert_accuracies)
         console.print(f"Plot: {PLACE}/accuracy.png")
         run(console, "foldin", "snapshots", "--server", daemon.address)
+        console.print(metrics_table(daemon.http))
         daemon.keep = keep
     tell_what_next(daemon, len(tasks), keep)
     console.print(f"Took {time.monotonic() - started:.0f} s.")
@@ -151,6 +153,7 @@ def tell_what_next(daemon: Daemon, versions: int, keep: bool) -> None:
         f"  {foldind} serve --state {STATE} --grpc {daemon.address}",
         "Then try:" if not keep else "Try:",
         f"  {foldin} list {server}",
+        *([f"  curl http://{daemon.http}/metrics"] if keep else []),
         f"  {foldin} show latest {server}",
         f"  {foldin} alias stable v{versions - 1} {server}",
         f"  {foldin} pull stable --to {PLACE}/stable {server}",

@@ -15,7 +15,17 @@ from tests.support.models import base_tensors, shard
     {
         (): ("init", "serve", "plan", "fsck", "fine-tuned checkpoints"),
         ("init",): ("--base", "--state", "--alpha", "--cross-blocks", "--summed", "foldind init --base"),
-        ("serve",): ("--grpc", "--ignore", "--allowed-root", "--keep-snapshots", "--lease", "FOLDIN_GRPC", "[serve]"),
+        ("serve",): (
+            "--grpc",
+            "--http",
+            "--log-format",
+            "--ignore",
+            "--allowed-root",
+            "--keep-snapshots",
+            "--lease",
+            "FOLDIN_GRPC",
+            "[serve]",
+        ),
         ("plan",): ("--json", "projected", "summed", "tied", "frozen"),
         ("fsck",): ("--state", "foldind fsck --state"),
     }.items(),
