@@ -19,6 +19,8 @@ from foldind.checkpoints.plan import Plan
 from foldind.config import Configuration, ServeSettings, read_configuration
 from foldind.errors import StateError
 from foldind.intake.admission import Admission
+from foldind.intake.copies import Copies
+from foldind.intake.inbox import Inbox
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import Uploads
 from foldind.memory import return_large_blocks_at_once
@@ -77,7 +79,11 @@ async def _run(
     service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes)
     admission = Admission(folder, ledger, plan, settings)
     uploads = Uploads(folder, ledger, admission)
-    submissions = SubmissionServicer(ledger, uploads, LocalPaths(folder, ledger, admission, settings), service, changes)
+    copies = Copies(folder, admission)
+    submissions = SubmissionServicer(ledger, uploads, LocalPaths(folder, ledger, copies, settings), service, changes)
+    inbox = Inbox(folder, ledger, copies, settings, changes) if settings.inbox else None
+    if inbox:
+        await asyncio.to_thread(inbox.prepare)
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -94,6 +100,7 @@ async def _run(
 
     await server.start()
     merging = asyncio.create_task(service.run())
+    watching = asyncio.create_task(inbox.run()) if inbox else None
     stop = _on_signal(merging)
     for name in ("", *_SERVICES):
         await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -104,6 +111,9 @@ async def _run(
     # Ordered shutdown. Turn away new work, and tell who probes; calls under way may end meanwhile.
     log.info("stopping")
     submissions.draining = True
+    if inbox and watching:
+        inbox.stop()
+        await watching
     await healthiness.enter_graceful_shutdown()
     # A running merge gets its grace, while watchers still see it finish.
     await service.stop(merging)

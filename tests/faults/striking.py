@@ -22,7 +22,7 @@ from threading import Event
 from typing import Any
 
 from foldind import attempt, service
-from foldind.intake import admission, local, uploads
+from foldind.intake import admission, copies, uploads
 from foldind.state import durable, recovery
 from foldind.state.durable import DurableFile
 from foldind.state.ledger import Ledger
@@ -117,8 +117,8 @@ SPOTS = {
     Step.CHUNK_MARKED: Spot(uploads, "write_at", counts=lambda _, data, __: len(data) == 1),
     Step.UPLOAD_FLUSHED: Spot(uploads, "sync"),
     Step.FOLDER_FLUSHED: Spot(admission, "sync"),
-    Step.FILE_COPIED: Spot(local, "copy_file"),  # only of what is submitted by its path
-    Step.COPY_SEALED: Spot(local, "seal"),
+    Step.FILE_COPIED: Spot(copies, "copy_open_file"),  # only of what is taken from the file system
+    Step.COPY_SEALED: Spot(copies, "seal"),
     Step.ENQUEUED: Spot(Ledger, "enqueue"),
     Step.TAKEN: Spot(Ledger, "take_next", counts=lambda ledger: bool(ledger.page(0, 1, [SubmissionState.QUEUED]))),
     Step.OLD_STATE_REMOVED: Spot(attempt, "remove", counts=_in("merge")),

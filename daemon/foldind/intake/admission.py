@@ -25,8 +25,18 @@ log = logging.getLogger(__name__)
 MAX_TEXT = 200
 MAX_LABELS = 64
 MAX_FILES = 10_000
+RESERVED_REQUESTS = "inbox "
+"""What the request ids of drops begin with."""
 RESERVED_BYTES = 64 * 1024 * 1024
 """Disk space that uploads leave to the ledger."""
+
+
+def check_request_id(request_id: str) -> None:
+    """Check that a submitter may choose this request id. Raises InvalidRequest."""
+    if request_id.startswith(RESERVED_REQUESTS):
+        raise InvalidRequest(
+            f"request ids that begin with {RESERVED_REQUESTS!r} are the watched folder's", "choose another"
+        )
 
 
 def content_digest(files: Mapping[str, FileDigest]) -> str:

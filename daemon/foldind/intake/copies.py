@@ -92,7 +92,7 @@ def open_source(source: Source, roots: Sequence[Path]) -> Iterator[BinaryIO]:
     with open(descriptor, "rb") as file:  # noqa: PTH123
         status = os.fstat(descriptor)
         # A folder on the way may have become a link.
-        opened = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        opened = Path(f"/proc/self/fd/{descriptor}").readlink()
         if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != source.stamp or not lies_under(opened, roots):
             raise changed
         yield file

@@ -14,12 +14,11 @@ from pathlib import Path
 from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names, choose_files, read_index
 from foldind.checkpoints.header import read_open_header
 from foldind.errors import CheckpointIncomplete, CheckpointRefused, InvalidRequest
+from foldind.intake.admission import RESERVED_REQUESTS
 from foldind.intake.copies import Source, Stamp, lies_under, look_at, open_source
 
 ACCEPTED = "accepted"
 REJECTED = "rejected"
-REQUEST_PREFIX = "inbox "
-"""Of the request ids that drops have."""
 MAX_ENTRIES = 20_000
 
 _TARGET = "/"
@@ -38,7 +37,7 @@ class Sight:
     links: bool
     """Whether it is or holds a symbolic link."""
     stamps: tuple[tuple[str, Stamp | None], ...]
-    """Of the drop itself (""), of the files in it that matter, and of what links lead to (name + "/"); None: nothing."""
+    """Of the drop itself (""), of the files in it that matter, and of what a link leads to (its name and "/"; None: nothing)."""
 
     @property
     def modified(self) -> int:
@@ -49,11 +48,18 @@ class Sight:
     def request_id(self) -> str:
         """What names this drop, as it is, in the ledger."""
         content = repr((os.fsencode(self.name), [(os.fsencode(name), stamp) for name, stamp in self.stamps]))
-        return REQUEST_PREFIX + sha256(content.encode()).hexdigest()
+        return RESERVED_REQUESTS + sha256(content.encode()).hexdigest()
 
     def is_still(self, before: "Sight") -> bool:
         """Tell whether this is what `before` was, moved: that changes its name, and when its status was changed."""
         return self._kept() == before._kept()
+
+    def is_copy_of(self, original: "Sight") -> bool:
+        """Tell whether this may be a copy: the same files, of the same lengths."""
+        return self._lengths() == original._lengths()
+
+    def _lengths(self) -> list[object]:
+        return [(name, stamp.size) for name, stamp in self.stamps if stamp and (name or not self.is_folder)]
 
     def _kept(self) -> list[object]:
         (_, own), *inner = self.stamps
@@ -102,7 +108,7 @@ def observe(path: Path) -> Sight:
     links = stat.S_ISLNK(status.st_mode)
     if links:
         stamps.append((_TARGET, _stamp(path)))
-    if is_folder := path.is_dir():
+    if is_folder := _is_folder(path):
         for entry in _entries(path):
             if entry.name.endswith(_WEIGHTS) or entry.name in _DESCRIPTIONS:
                 stamps.append((entry.name, Stamp.of(entry.stat(follow_symlinks=False))))
@@ -132,12 +138,12 @@ def judge(path: Path, sight: Sight, roots: Sequence[Path]) -> Verdict:
     try:
         return Ready(_folder(path, sight, roots) if sight.is_folder else _file(path, roots))
     except CheckpointIncomplete as error:
-        return Growing(str(error))
+        return Growing(error.reason)
     except (CheckpointRefused, InvalidRequest) as error:
         return Refused(str(error))
     except PermissionError as error:
-        where = os.fsdecode(error.filename or path.name)
-        return Refused(f"the daemon may not read {os.path.basename(where)!r}; let its user read it and drop it again")
+        name = Path(error.filename or path).name
+        return Refused(f"the daemon may not read {name!r}; let its user read it, and drop it again")
 
 
 def _file(path: Path, roots: Sequence[Path]) -> dict[str, Source]:
@@ -205,8 +211,17 @@ def _resolve(path: Path, roots: Sequence[Path]) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         loop = True
     if loop:
-        raise CheckpointIncomplete(f"{path.name!r} is a link that leads nowhere", "drop a copy of what it should lead to")
+        raise CheckpointIncomplete(
+            f"{path.name!r} is a link that leads nowhere", "drop a copy of what it should lead to"
+        )
     return real
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:

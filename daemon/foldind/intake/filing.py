@@ -71,7 +71,10 @@ class Filing:
         """Make the two folders, and remove what an interruption left. Raises OSError."""
         for place in (self._inbox / ACCEPTED, self._inbox / REJECTED):
             make_folder(place)
-            for left_over in (*place.glob(f"{_OURS}*{TEMPORARY_SUFFIX}"), *place.glob(f".*{_RECEIPT}{TEMPORARY_SUFFIX}")):
+            for left_over in (
+                *place.glob(f"{_OURS}*{TEMPORARY_SUFFIX}"),
+                *place.glob(f".*{_RECEIPT}{TEMPORARY_SUFFIX}"),
+            ):
                 remove(left_over)
         for left_over in self._inbox.glob(f"{_OURS}*{TEMPORARY_SUFFIX}"):
             remove(left_over)
@@ -92,7 +95,7 @@ class Filing:
         """
         place = self._inbox / (ACCEPTED if receipt.accepted else REJECTED)
         make_folder(place)
-        target = _target(place, receipt)
+        target = _target(place, receipt, sight)
         if not _is_of(target, receipt.request_id):
             write_file(_receipt_path(target), json.dumps(asdict(receipt), indent=1).encode() + b"\n")
         source = self._inbox / sight.name
@@ -111,8 +114,6 @@ class Filing:
         return target
 
     def _copy_over(self, source: Path, sight: Sight, target: Path) -> None:
-        if os.path.ismount(source):
-            raise OSError(errno.EBUSY, "it is a mount point", str(source))
         temporary = target.with_name(f"{_OURS}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
             _copy(source, temporary)
@@ -146,10 +147,10 @@ class Filing:
             raise SourceChanged(f"{sight.name!r} was replaced while it was being filed")
 
 
-def _target(place: Path, receipt: Receipt) -> Path:
+def _target(place: Path, receipt: Receipt, sight: Sight) -> Path:
     for name in _names(receipt.drop):
         target = place / name
-        if _is_of(target, receipt.request_id):
+        if _is_of(target, receipt.request_id) and (not os.path.lexists(target) or observe(target).is_copy_of(sight)):
             return target
         if not os.path.lexists(target) and not os.path.lexists(_receipt_path(target)):
             return target

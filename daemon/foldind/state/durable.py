@@ -168,7 +168,7 @@ def seal(temporary: Path, final: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file, link or folder to another name on the same device, durably. Raises OSError; EXDEV: another device."""
+    """Give a file, link or folder another name on the same device, durably. Raises OSError (EXDEV: another device)."""
     source.rename(target)
     sync(target.parent)
     if source.parent != target.parent:

@@ -58,6 +58,10 @@ def record_request(connection: sqlite3.Connection, request_id: str, submission_i
         )
 
 
+TWIN = "it has the same content as submission "
+"""What the reason of a submission that was withdrawn for the sake of another begins with; then comes its id."""
+
+
 def requested(connection: sqlite3.Connection, request_id: str) -> Submission | None:
     """Return the submission that a request id means, if there is one."""
     return find_one(connection, "id = (SELECT submission_id FROM requests WHERE request_id = ?)", request_id)
