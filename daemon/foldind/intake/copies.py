@@ -89,12 +89,12 @@ def open_source(source: Source, roots: Sequence[Path]) -> Iterator[BinaryIO]:
         if source.path.is_symlink():
             raise changed from None
         raise
-    with open(descriptor, "rb") as file:  # noqa: PTH123
-        status = os.fstat(descriptor)
-        # A folder on the way may have become a link.
-        opened = Path(f"/proc/self/fd/{descriptor}").readlink()
-        if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != source.stamp or not lies_under(opened, roots):
-            raise changed
+    status = os.fstat(descriptor)
+    opened = Path(f"/proc/self/fd/{descriptor}").readlink()  # a folder on the way may have become a link
+    if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != source.stamp or not lies_under(opened, roots):
+        os.close(descriptor)
+        raise changed
+    with os.fdopen(descriptor, "rb") as file:
         yield file
         if Stamp.of(os.fstat(descriptor)) != source.stamp:
             raise changed

@@ -37,7 +37,7 @@ class Sight:
     links: bool
     """Whether it is or holds a symbolic link."""
     stamps: tuple[tuple[str, Stamp | None], ...]
-    """Of the drop itself (""), of the files in it that matter, and of what a link leads to (its name and "/"; None: nothing)."""
+    """Of the drop itself (""), of the files in it that matter, and where links lead (name and "/"; None: nowhere)."""
 
     @property
     def modified(self) -> int:
