@@ -9,7 +9,7 @@ from typing import Any
 from tests.support.daemon import Daemon, wait_for
 
 SETTLE = 0.2
-STALE = 1.0
+STALE = 0.6
 POLL = 1.0
 SETTINGS = {"FOLDIN_INBOX_SETTLE": str(SETTLE), "FOLDIN_INBOX_STALE": str(STALE), "FOLDIN_INBOX_POLL": str(POLL)}
 
@@ -66,6 +66,11 @@ class Box:
     def receipts(self) -> list[Path]:
         """All receipts there are."""
         return [path for place in ("accepted", "rejected") for path in receipts_in(self.path / place)]
+
+    def of(self, drop: str) -> dict[str, Any] | None:
+        """The receipt of a drop of a name, whatever it is filed under."""
+        found = [receipt for receipt in map(read_receipt, self.receipts()) if receipt["drop"] == drop]
+        return found[0] if found else None
 
     def waiting(self) -> set[str]:
         """What was dropped and is not filed."""
