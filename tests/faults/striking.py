@@ -22,7 +22,7 @@ from threading import Event
 from typing import Any
 
 from foldind import attempt, service
-from foldind.intake import admission, copies, uploads
+from foldind.intake import admission, copies, filing, uploads
 from foldind.state import durable, recovery
 from foldind.state.durable import DurableFile
 from foldind.state.ledger import Ledger
@@ -97,6 +97,8 @@ class Step(StrEnum):
     SNAPSHOT_SEALED = "snapshot sealed"
     VERSION_COMMITTED = "version committed"
     LATEST_POINTED = "latest pointed"
+    RECEIPT_WRITTEN = "receipt written"
+    DROP_MOVED = "drop moved"
     BYTES_REMOVED = "submission bytes removed"
     BYTES_HALF_REMOVED = "submission bytes half removed"
     PRUNE_MARKED = "prune marked"
@@ -133,6 +135,8 @@ SPOTS = {
     Step.SNAPSHOT_SEALED: Spot(attempt, "seal", nth=2),
     Step.VERSION_COMMITTED: Spot(Versions, "commit"),
     Step.LATEST_POINTED: Spot(recovery, "replace_symlink", counts=_new_target),
+    Step.RECEIPT_WRITTEN: Spot(filing, "write_file"),  # only of what was dropped into the watched folder
+    Step.DROP_MOVED: Spot(filing, "move"),
     Step.BYTES_REMOVED: Spot(recovery, "remove", counts=_in("submissions")),
     Step.BYTES_HALF_REMOVED: Spot(os, "rmdir", counts=_removes("submissions")),
     # With two merged beforehand and one snapshot kept, the third is the first to let one go.

@@ -311,6 +311,43 @@ class TestTheFolder:
             wire.submit_path(root, request_id="inbox 1")
 
 
+def test_many_attacks_at_once(box: Box, checkpoint: Checkpoint) -> None:
+    """None of them stops the others, the daemon, or a good drop beside them."""
+    shards = sharded(checkpoint())
+    index, first, _ = shards
+    for name, content in {
+        "brackets": b"[" * 2_000_000,
+        "plain": b'{"weight_map": {"a": "../../etc/passwd"}}',
+        "long": b'{"weight_map": {"a": "' + b"x" * 300 + b'.safetensors"}}',
+        "control": b'{"weight_map": {"a": "a\\n\\u001b.safetensors"}}',
+    }.items():
+        box.write_folder(f"attack-{name}", shards | {index: content})
+    os.truncate(box.write_folder("attack-sparse", shards) / index, 100 * 2**30)
+    os.truncate(box.write("attack-sparse.safetensors", single(checkpoint())[SINGLE]), 100 * 2**30)
+    for name, missing in (("index", index), ("shard", first)):
+        folder = box.write_folder(f"attack-pipe-{name}", {k: v for k, v in shards.items() if k != missing})
+        os.mkfifo(folder / missing)
+    os.mkfifo(box.path / "attack-pipe.safetensors")
+    box.write("attack-bomb.safetensors", b"\xff" * 64)
+    (box.path / "attack-folder.safetensors" / SINGLE).mkdir(parents=True)
+    box.write("good.safetensors", single(checkpoint())[SINGLE])
+    for name, word in {
+        "attack-brackets": "not valid JSON",
+        "attack-plain": "not a plain file name",
+        "attack-long": "not a plain file name",
+        "attack-control": "not a plain file name",
+        "attack-sparse": "larger than",
+        "attack-sparse.safetensors": "belong to no tensor",
+        "attack-pipe-index": "not a regular file",
+        "attack-pipe-shard": "not a regular file",
+        "attack-pipe.safetensors": "not a regular file",
+        "attack-bomb.safetensors": "states a header",
+        "attack-folder.safetensors": "not a regular file",
+    }.items():
+        assert box.rejected(name, word)["submission"] is None
+    box.accepted("good.safetensors")
+
+
 def test_nothing_is_left_over(box: Box) -> None:
     assert not list((box.daemon.state / "submissions").glob("*.tmp"))
     assert {name for name in box.waiting() if not name.startswith(".")} == set()
