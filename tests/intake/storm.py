@@ -146,10 +146,10 @@ class Storm:
         self._draw = random.Random(seed)
         self._started = time.monotonic()
 
-    def blow(self, writers: int = WRITERS) -> None:
-        """Drop everything, several at a time."""
-        with ThreadPoolExecutor(writers) as pool:
-            for result in [pool.submit(self._drop, number) for number in range(self.drops)]:
+    def blow(self, start: int = 0, end: int | None = None) -> None:
+        """Drop everything, or what has these numbers, several at a time."""
+        with ThreadPoolExecutor(WRITERS) as pool:
+            for result in [pool.submit(self._drop, n) for n in range(start, self.drops if end is None else end)]:
                 result.result()
 
     def _drop(self, number: int) -> None:

@@ -98,7 +98,7 @@ def test_storm(
 
 
 @pytest.mark.parametrize(
-    ("kills", "drops"), [(3, 9), pytest.param(40, 60, marks=[pytest.mark.faults, pytest.mark.timeout(1500)])]
+    ("kills", "drops"), [(3, 9), pytest.param(40, 120, marks=[pytest.mark.faults, pytest.mark.timeout(1500)])]
 )
 def test_kills(
     state: Path,
@@ -113,21 +113,24 @@ def test_kills(
 ) -> None:
     draw, struck, started = random.Random(seed), Counter[str](), time.monotonic()
     daemon, storm = watching(state, places), Storm(tensors, places, seed, drops)
-    blowing = Thread(target=storm.blow, kwargs={"writers": 1 if kills > 10 else 4})
-    blowing.start()
+    gusts: list[Thread] = []
     try:
         daemon.launch()
-        for _ in range(kills):
+        for number in range(kills):
+            gusts.append(Thread(target=storm.blow, args=(drops * number // kills, drops * (number + 1) // kills)))
+            gusts[-1].start()
             struck[kill_at_random(daemon, draw)] += 1
             check_stopped(state)
             daemon.launch()
         daemon.wait_until_serving()
-        blowing.join()
+        for gust in gusts:
+            gust.join()
         storm.wait(120)
         assert daemon.terminate() == 0
     finally:
         daemon.kill()
-        blowing.join()
+        for gust in gusts:
+            gust.join()
     counts = storm.counts(state)
     with capsys.disabled():
         moments = ", ".join(f"{count} after {moment.strip() or 'the start'!r}" for moment, count in struck.items())
