@@ -79,7 +79,9 @@ def open_source(source: Source, roots: Sequence[Path]) -> Iterator[BinaryIO]:
       SourceChanged: it changed, or something else is in its place.
       OSError: it cannot be read.
     """
-    changed = SourceChanged(f"{source.path} changed while it was being read", "hand it in when nothing writes to it")
+    changed = SourceChanged(
+        f"{str(source.path)!r} changed while it was being read", "hand it in when nothing writes to it"
+    )
     try:
         # A pipe in its place would be waited for, a link in its place would be followed.
         descriptor = os.open(source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

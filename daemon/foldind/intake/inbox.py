@@ -11,6 +11,7 @@ look come sooner.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import threading
@@ -52,6 +53,16 @@ class _Drop:
     """Id of the submission that decides what becomes of it."""
     told: str = ""
     """What was last logged of it, so that it is logged once."""
+
+    @property
+    def turn(self) -> tuple[bool, bool, int, str]:
+        """Its place among those attended to at one look.
+
+        What is settled is filed first: links before what they may lead to, which would leave them hanging. The others
+        are handed in first come, first served.
+        """
+        filed_later = bool(self.awaited) and not self.sight.links
+        return (not self.awaited, filed_later, self.sight.modified, self.sight.name)
 
 
 class Inbox:
@@ -159,7 +170,8 @@ class Inbox:
             )
 
     def _is_any_settled(self) -> bool:
-        awaited = {drop.awaited for drop in self._drops.values() if drop.awaited}
+        now = time.monotonic()
+        awaited = {drop.awaited for drop in self._drops.values() if drop.awaited and drop.not_before <= now}
         return bool(awaited and awaited - self._ledger.unsettled())
 
     def _look(self, announce: Callable[[], None]) -> float:
@@ -173,11 +185,12 @@ class Inbox:
             for drop in self._drops.values()
             if now >= max(drop.not_before, drop.since + settings.inbox_settle) and drop.awaited not in unsettled
         ]
-        # Links go first: filing what they lead to would leave them hanging. Then it is first come, first served.
-        for drop in sorted(due, key=lambda drop: (not drop.sight.links, drop.sight.modified, drop.sight.name)):
+        for drop in sorted(due, key=lambda drop: drop.turn):
             if self._stopping.is_set():
                 break
             self._attend(drop, announce)
+        if due:
+            return 0
         pending = [drop for drop in self._drops.values() if not drop.awaited]
         return min(settings.inbox_poll, settings.inbox_settle) if pending else settings.inbox_poll
 
@@ -189,9 +202,9 @@ class Inbox:
         for name in names:
             try:
                 sight = observe(self._path / name)
-            except OSError as error:
+            except OSError as error:  # it, or a file in it, may have gone this moment
                 self._drops.pop(name, None)
-                log.debug("%r cannot be seen: %s", name, error)
+                log.log(logging.DEBUG if error.errno == errno.ENOENT else logging.WARNING, "%r: %s", name, error)
                 continue
             known = self._drops.get(name)
             if known is None or known.sight != sight:
@@ -202,7 +215,7 @@ class Inbox:
         try:
             self._advance(drop, announce)
         except SourceChanged as error:
-            log.debug("%s", error)
+            log.info("%s; it has to come to rest first", error.reason)
             drop.since, drop.verdict = time.monotonic(), None  # it has to come to rest first
         except ShuttingDown:
             pass
@@ -221,35 +234,33 @@ class Inbox:
 
     def _advance(self, drop: _Drop, announce: Callable[[], None]) -> None:
         path = self._path / drop.sight.name
-        if not drop.awaited and drop.verdict is None:
+        if drop.awaited:
+            self._reception.settle(drop.sight)
+            del self._drops[drop.sight.name]
+            return
+        if drop.verdict is None:
             drop.awaited = self._reception.find(drop.sight)
-            if not drop.awaited:
-                drop.verdict = judge(path, drop.sight, self._roots)
+            if drop.awaited:
+                return  # filed at a later look, after all that may be links to it were found too
+            drop.verdict = judge(path, drop.sight, self._roots)
+        quiet = self._settings.inbox_stale
         match drop.verdict:
-            case Ready() as ready if not drop.awaited:
+            case Ready() as ready:
                 try:
                     drop.awaited = self._reception.hand_in(drop.sight, ready, self._check_going)
+                    announce()
                 except (CheckpointRefused, InvalidRequest) as error:
                     drop.verdict = Refused(str(error))
-                    self._advance(drop, announce)
-                    return
-                announce()
+            case Growing() if time.monotonic() < drop.since + quiet:
+                drop.not_before = drop.since + quiet
+            case Growing(reason):
+                drop.verdict = Refused(
+                    f"{path.name!r} is incomplete and nothing was added to it for {quiet:g} seconds: {reason}; "
+                    "copy it again, whole"
+                )
             case Refused(reason):
                 self._reception.refuse(drop.sight, reason, drop.seen_at)
                 del self._drops[drop.sight.name]
-                return
-            case Growing(reason):
-                quiet = self._settings.inbox_stale
-                if time.monotonic() >= drop.since + quiet:
-                    drop.verdict = Refused(
-                        f"{path.name!r} is incomplete and nothing was added to it for {quiet:g} seconds: {reason}; "
-                        "copy it again, whole"
-                    )
-                    self._advance(drop, announce)
-                return
-        if drop.awaited and drop.awaited not in self._ledger.unsettled():
-            self._reception.settle(drop.sight)
-            del self._drops[drop.sight.name]
 
     def _check_going(self) -> None:
         if self._stopping.is_set():
