@@ -16,7 +16,7 @@ $(VENV)/.demo-ready: $(VENV)/.ready
 	touch $@
 
 test: $(VENV)/.ready  ## The tests (under ten minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-faults: $(VENV)/.ready  ## Kills at random moments, for longer
 	$(BIN)/python -m pytest -m faults

@@ -81,7 +81,7 @@ async def _run(
     uploads = Uploads(folder, ledger, admission)
     copies = Copies(folder, admission)
     submissions = SubmissionServicer(ledger, uploads, LocalPaths(folder, ledger, copies, settings), service, changes)
-    inbox = Inbox(folder, ledger, copies, settings, changes) if settings.inbox else None
+    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes) if settings.inbox else None
     if inbox:
         await asyncio.to_thread(inbox.prepare)
     healthiness = health.aio.HealthServicer()

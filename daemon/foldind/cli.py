@@ -98,7 +98,7 @@ def init(
         settings = merge_settings(alpha=alpha, cross_blocks=cross_blocks, summed=summed or None, threads=threads)
         plan = create_state(base, state, settings, status.update)
     counts = Counter(tensor.treatment for tensor in plan.tensors)
-    errors.print(f"{state} is ready: " + ", ".join(f"{count} tensors {kind}" for kind, count in counts.items()))
+    errors.print(f"{state} is ready; tensors: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
     errors.print(f"Next: foldind serve --state {state}", markup=False)
 
 
@@ -200,6 +200,6 @@ def fsck(state: State) -> None:
     for finding in findings:
         typer.echo(finding)
     if findings:
-        errors.print(f"{len(findings)} findings")
+        errors.print(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}")
         sys.exit(1)
     errors.print(f"{state} is in order")

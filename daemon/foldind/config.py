@@ -170,7 +170,7 @@ threads = {merge.threads}  # per matrix product
 # lease = 3600  # seconds that a superseded snapshot stays readable at the least
 # max_attempts = 3  # worker deaths after which a submission is quarantined
 # shutdown_grace = 20  # seconds that a running merge gets to finish
-# upload_expiry = 604800  # seconds after which an upload without a commit is withdrawn
+# upload_expiry = 604800  # seconds without a byte after which an upload is withdrawn
 # retry_disk_every = 5  # seconds between looks at a disk that was full
 # log_level = "info"
 """

@@ -203,7 +203,10 @@ class MergeService:
         remove_dropped(self._folder, self._ledger, self._versions)
         for number in prune(self._folder, self._versions, self._settings.keep_snapshots, self._settings.lease):
             log.info("pruned v%d", number)
-        for submission in self._ledger.receiving_since_before(time.time() - self._settings.upload_expiry):
+        expired = time.time() - self._settings.upload_expiry
+        for submission in self._ledger.receiving_since_before(expired):
+            if self._folder.last_written(submission.id) > expired:
+                continue
             with suppress(WrongState):  # it was completed this moment
                 self._ledger.withdraw(submission.id, "the upload was not completed in time")
                 log.info("submission %s: withdrawn, its upload was not completed in time", submission.id)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foldind.checkpoints.checkpoint import INDEX, MAX_INDEX_BYTES, SINGLE, check_file_names, open_checkpoint
+from foldind.checkpoints.checkpoint import INDEX, MAX_INDEX_BYTES, SINGLE, Limits, check_file_names, open_checkpoint
 from foldind.checkpoints.header import read_header
 from foldind.errors import CheckpointRefused
 from safetensors.torch import load_file, save_file
@@ -27,9 +27,13 @@ def write_index(folder: Path, names: object) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
 
 
-def refusal(folder: Path) -> str:
+def sorted_names(value: object) -> str:
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
+def refusal(folder: Path, **limits: int) -> str:
     with pytest.raises(CheckpointRefused) as refused:
-        open_checkpoint(folder)
+        open_checkpoint(folder, Limits(**limits))
     assert refused.value.hint
     assert len(str(refused.value)) <= 2000  # it goes through a gRPC trailer and into the ledger
     return refused.value.reason
@@ -195,9 +199,27 @@ class TestHostileIndex:
             file.truncate(MAX_INDEX_BYTES + 1)  # sparse: takes no room
         assert f"is larger than {MAX_INDEX_BYTES} bytes" in refusal(sharded)
 
+    def test_larger_than_asked_for(self, sharded: Path) -> None:
+        size = (sharded / INDEX).stat().st_size
+        assert f"is larger than {size - 1} bytes" in refusal(sharded, index_bytes=size - 1)
+        open_checkpoint(sharded, Limits(index_bytes=size))
+
+
+def test_a_header_larger_than_asked_for(sharded: Path) -> None:
+    lengths = [int.from_bytes((sharded / name).read_bytes()[:8], "little") for name in SHARDS]
+    assert f"states a header of {max(lengths)} bytes" in refusal(sharded, header_bytes=max(lengths) - 1)
+    open_checkpoint(sharded, Limits(header_bytes=max(lengths)))
+
+
+def test_shards_are_read_one_at_a_time(sharded: Path) -> None:
+    (sharded / SHARDS[2]).write_bytes(b"not looked at")
+    names = weight_map(sharded)
+    write_index(sharded, {name: file for name, file in names.items() if name != next(iter(names))})
+    assert "does not name" in refusal(sharded)
+
 
 class TestFileNames:
-    @pytest.mark.parametrize("names", [{SINGLE}, {INDEX, *SHARDS}, {INDEX, "a.safetensors"}], ids=str)
+    @pytest.mark.parametrize("names", [{SINGLE}, {INDEX, *SHARDS}, {INDEX, "a.safetensors"}], ids=sorted_names)
     def test_checkpoints(self, names: set[str]) -> None:
         check_file_names(names)
         check_file_names(sorted(names))
@@ -251,7 +273,7 @@ class TestFileNames:
             (set(), "no weights were sent"),
             ({INDEX}, "no weights were sent"),
         ],
-        ids=str,
+        ids=sorted_names,
     )
     def test_files_that_make_no_checkpoint(self, names: set[str], sentence: str) -> None:
         for collection in (names, sorted(names)):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.state.commands import command
+from tests.support.commands import command
 from tests.support.daemon import foldind
 from tests.support.models import base_tensors, shard
 
@@ -58,7 +58,7 @@ def test_plan_of_shards(tmp_path: Path, base: Path) -> None:
 
 def test_init_says_what_comes_next(tmp_path: Path, base: Path) -> None:
     ended = foldind("init", "--base", str(base), "--state", str(tmp_path / "state"), "--alpha", "0.3")
-    assert "3 tensors projected" in ended.stderr
+    assert "3 projected" in ended.stderr
     assert f"foldind serve --state {tmp_path / 'state'}" in ended.stderr
     assert "alpha = 0.3" in (tmp_path / "state" / "foldin.toml").read_text()
     ended = command("init", "--base", base, "--state", tmp_path / "state")

@@ -13,7 +13,7 @@ from tests.support.daemon import Daemon
 from tests.support.models import load_model
 
 ALPHA = 0.5
-ZERO = 1e-6
+ZERO = 2e-7
 
 Tensors = dict[str, Tensor]
 
@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 def project(task_vector: Tensor, accumulated: Tensor) -> Tensor:
     """P(tau; S): without the leading block and without the diagonal, in the basis of S.
 
-    Singular values at or below 1e-6 of the largest count as zero, by design: there, the vectors are rounding noise.
+    Singular values at or below 2e-7 of the largest count as zero, by design: there, the vectors are rounding noise.
     """
     left, sigma, right = torch.linalg.svd(accumulated, full_matrices=False)
     rank = int((sigma > ZERO * sigma[0]).sum())

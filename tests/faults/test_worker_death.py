@@ -10,7 +10,7 @@ from foldin import Client
 from tests.faults import evidence
 from tests.faults.processes import FaultDaemon, is_gone
 from tests.faults.reference import Prepared, Reference
-from tests.support.daemon import foldin, wait_for
+from tests.support.daemon import wait_for
 
 MakeDaemon = Callable[..., FaultDaemon]
 ATTEMPTS = 3
@@ -35,7 +35,7 @@ def test_three_deaths_quarantine_and_retry_merges_at_its_turn(
         following_id = client.submit(following).id
         wait_for(lambda: client.status(following_id).progress, "the next one to be folded", 60)
         last_id = client.submit(last).id
-        assert foldin("retry", poison_id, "--server", daemon.server).returncode == 0
+        client.retry(poison_id)
         merged = [client.wait(one) for one in (following_id, poison_id, last_id)]
     assert [one.version for one in merged] == [2, 3, 4], "the retried one did not come at its turn"
     assert [one.attempts for one in merged] == [0, 0, 0]

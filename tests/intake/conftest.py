@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.intake.wire import Daemons, Wire, fine_tuned
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors, make_base
+from tests.support.wire import Daemons, Wire, fine_tuned
 
 
 @pytest.fixture(scope="package")

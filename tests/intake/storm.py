@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.faults.evidence import read_ledger
 from tests.intake.dropping import read_receipt, receipts_in
-from tests.intake.wire import SINGLE, Files, fine_tuned, sharded, single
 from tests.support.daemon import wait_for
+from tests.support.wire import SINGLE, Files, fine_tuned, sharded, single
 
 WRITERS = 12
 

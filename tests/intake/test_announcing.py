@@ -5,7 +5,7 @@ import pytest
 from foldin.v1 import submissions_pb2 as pb
 from grpc import StatusCode
 
-from tests.intake.wire import CHUNK, INDEX, SECONDS, SINGLE, Wire, ranges, refused, state
+from tests.support.wire import CHUNK, INDEX, SECONDS, SINGLE, Wire, ranges, refused, state
 
 SHA = "0" * 64
 GIB = 1024**3
@@ -96,8 +96,8 @@ def test_a_file_given_twice(wire: Wire) -> None:
 
 
 def test_too_many_files(wire: Wire) -> None:
-    with refused(StatusCode.INVALID_ARGUMENT, "10001 files"):
-        announce(wire, (INDEX, 10), *((f"{number}.safetensors", 10) for number in range(10_000)))
+    with refused(StatusCode.INVALID_ARGUMENT, "2001 files"):
+        announce(wire, (INDEX, 10), *((f"{number}.safetensors", 10) for number in range(2_000)))
 
 
 @pytest.mark.parametrize("sha", ["0" * 63, "0" * 65, "A" * 64, "g" * 64, "0x" + "0" * 62, " " + "0" * 63])
@@ -140,6 +140,22 @@ def test_descriptions_at_the_limits(wire: Wire) -> None:
     labels = {f"{number:0>200}": "ü" * 200 for number in range(64)}
     submission = announce(wire, (SINGLE, 10), name="é" * 200, labels=labels, request_id="r" * 200).submission
     assert (submission.name, dict(submission.labels)) == ("é" * 200, labels)
+
+
+def test_as_many_files_as_may_be_fit_into_every_answer(wire: Wire) -> None:
+    # By a stock client, which takes messages of 4 MiB.
+    name = "n" * 180
+    files = [(INDEX, 10, "0" * 64), *((f"{name}{number:04}.safetensors", 10, "0" * 64) for number in range(1_999))]
+    opened = [announce(wire, *files, name=f"many {number}") for number in range(5)]
+    opened += [announce(wire, *files, name=f"many {number}", force=True) for number in range(5)]
+    assert all(len(response.submission.files) == len(response.missing) == 2_000 for response in opened)
+    listed, token = [], ""
+    while not listed or token:
+        page = wire.submissions.List(pb.ListSubmissionsRequest(page_size=1000, page_token=token), timeout=SECONDS)
+        listed += [item.id for item in page.submissions]
+        token = page.next_page_token
+    assert {response.submission.id for response in opened} <= set(listed)
+    assert len(set(listed)) == len(listed)
 
 
 def test_what_was_refused_left_no_submission(wire: Wire) -> None:

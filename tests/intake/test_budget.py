@@ -8,8 +8,8 @@ import pytest
 from foldin.v1 import submissions_pb2 as pb
 from grpc import StatusCode
 
-from tests.intake.wire import CHUNK, SECONDS, SINGLE, Wire, assert_is_sentence
 from tests.support.daemon import Daemon, wait_for
+from tests.support.wire import CHUNK, SECONDS, SINGLE, Wire, assert_is_sentence
 
 IN_FLIGHT = 8
 

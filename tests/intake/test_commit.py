@@ -9,7 +9,7 @@ from foldin.v1 import submissions_pb2 as pb
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.intake.wire import CHUNK, INDEX, SECONDS, SINGLE, Wire, ranges, refused, sharded, single, specs, state
+from tests.support.wire import CHUNK, INDEX, SECONDS, SINGLE, Wire, ranges, refused, sharded, single, specs, state
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 

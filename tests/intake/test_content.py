@@ -5,7 +5,7 @@ from collections.abc import Callable
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.intake.wire import CHUNK, SINGLE, Wire, refused, sharded, single, state
+from tests.support.wire import CHUNK, SINGLE, Wire, refused, sharded, single, state
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from foldind.checkpoints.checkpoint import Limits
 from foldind.errors import SourceChanged
 from foldind.intake.copies import Source, Stamp, look_at, open_source
 from foldind.intake.drops import Growing, Ready, Refused, Verdict, is_ignored, judge, observe
 
 from tests.checkpoints.hostile import ATTACKS, ENTRY, craft
-from tests.intake.wire import INDEX, SINGLE
+from tests.support.wire import INDEX, SINGLE
 
 GOOD = craft({"a": ENTRY})
 OTHER = craft({"b": ENTRY})
@@ -26,7 +27,7 @@ def inbox(tmp_path: Path) -> Path:
 
 
 def verdict(path: Path, *roots: Path) -> Verdict:
-    return judge(path, observe(path), (path.parent, *roots))
+    return judge(path, observe(path), (path.parent, *roots), Limits())
 
 
 def is_growing(path: Path, *words: str) -> None:

@@ -15,8 +15,8 @@ from grpc import StatusCode
 from torch import Tensor
 
 from tests.intake.dropping import SETTINGS, SETTLE, Box
-from tests.intake.wire import INDEX, SINGLE, Wire, idle_worker, refused, sharded, single, state, write_files
 from tests.support.daemon import Daemon, wait_for
+from tests.support.wire import INDEX, SINGLE, Wire, idle_worker, refused, sharded, single, state, write_files
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 

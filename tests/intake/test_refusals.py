@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.intake.wire import INDEX, SINGLE, Wire, assert_is_sentence, sharded, single, state
+from tests.support.wire import INDEX, SINGLE, Wire, assert_is_sentence, sharded, single, state
 
 Tensors = dict[str, Tensor]
 Files = dict[str, bytes]

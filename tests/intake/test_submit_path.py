@@ -20,8 +20,8 @@ from foldind.state.ledger import Ledger, NewSubmission
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.intake.wire import INDEX, SINGLE, Wire, idle_worker, refused, sharded, single, specs, state, write_files
 from tests.support.daemon import Daemon
+from tests.support.wire import INDEX, SINGLE, Wire, idle_worker, refused, sharded, single, specs, state, write_files
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 

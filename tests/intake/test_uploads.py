@@ -9,8 +9,8 @@ import pytest
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.intake.wire import CHUNK, INDEX, SINGLE, Wire, end, ranges, refused, sharded, single, state
 from tests.support.daemon import Daemon
+from tests.support.wire import CHUNK, INDEX, SINGLE, Wire, end, ranges, refused, sharded, single, state
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 
@@ -107,7 +107,7 @@ def test_resuming_tells_what_is_missing(wire: Wire) -> None:
 def test_an_upload_goes_on_after_the_daemon_was_killed(
     start_daemon: Callable[..., Daemon], tmp_path: Path, base: Path, checkpoint: Checkpoint
 ) -> None:
-    daemon = start_daemon(tmp_path / "state", base)
+    daemon = start_daemon(tmp_path / "state", base, "--ignore", "classifier.*")
     files = single(checkpoint(), wide=True)
     with Wire(daemon) as wire:
         submission_id = wire.create(files).submission.id

@@ -7,8 +7,8 @@ import pytest
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.intake.wire import CHUNK, SINGLE, Wire, assert_is_sentence, idle_worker, refused, single, state
 from tests.support.daemon import Daemon, wait_for
+from tests.support.wire import CHUNK, SINGLE, Wire, assert_is_sentence, idle_worker, refused, single, state
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 

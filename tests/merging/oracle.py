@@ -1,6 +1,6 @@
 """The algorithm as the paper writes it: float64, full SVD, one loop a sum. Shares no line with foldind.merging.
 
-Everything is a numpy float64 array. One choice is the design's and not the paper's: singular values at or below 1e-6 of
+Everything is a numpy float64 array. One choice is the design's and not the paper's: singular values at or below 2e-7 of
 the largest are rounding noise of the stored float32 state and count as zero.
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-ZERO = 1e-6
+ZERO = 2e-7
 
 
 class Merge(NamedTuple):

@@ -10,9 +10,6 @@ from tests.merging.matrices import ALL, UNIQUE, Build, random, with_spectrum
 
 OUT_OF_RANGE = (-0.1, -1e-12, 1.0, 1.5, float("nan"), float("inf"), float("-inf"))
 
-WEAK = "decay below the rank tolerance"
-"""Pairs between 1e-6 and 1e-5 of the largest: squaring the matrix leaves them three digits."""
-
 
 def reconstruct(basis: Basis) -> Tensor:
     return (basis.left.double() * basis.singular_values) @ basis.right.double().mT
@@ -42,7 +39,7 @@ def test_basis_is_a_thin_svd(build: Build, seed: int) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_basis_is_orthonormal(name: str, seed: int) -> None:
     basis = decompose(ALL[name](Generator().manual_seed(seed)), 0.5)
-    bound = 5e-3 if name == WEAK else 5e-7
+    bound = 5e-7
     for columns in (basis.left, basis.right):
         assert torch.allclose(columns.double().norm(dim=0), torch.ones(1, dtype=torch.float64), rtol=0, atol=5e-7)
     assert gram_error(basis.left) <= bound
@@ -70,7 +67,7 @@ def test_split_rank_of_a_basis_is_the_first_index_above_alpha(build: Build, alph
         (12, lambda g: sum((random(40, 4, g) @ random(4, 28, g) for _ in range(3)), torch.zeros(40, 28))),
         (6, lambda g: with_spectrum(32, 32, torch.ones(6), g) + 5e-8 * with_spectrum(32, 32, torch.ones(32), g)),
         (24, lambda g: with_spectrum(36, 24, torch.logspace(0, -5, 24), g)),
-        (2, lambda g: torch.tensor([1.0, 2e-6, 5e-7]).diag()),
+        (2, lambda g: torch.tensor([1.0, 4e-7, 1e-7]).diag()),
         (1, lambda g: torch.ones(7, 9)),
         (0, lambda g: torch.zeros(5, 8)),
     ],
@@ -185,7 +182,7 @@ class TestDrivers:
         torch.testing.assert_close(other.singular_values, usual.singular_values, rtol=1e-6, atol=0)
         task_vector = random(*matrix.shape, generator)
         error = (project(task_vector, other).accumulated - project(task_vector, usual).accumulated).norm()
-        assert error <= (1e-4 if name == WEAK else 1e-6) * task_vector.norm()
+        assert error <= 1e-6 * task_vector.norm()
 
     def test_neither_converges(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.linalg, "eigh", not_converging)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.intake.wire import Daemons, Wire
-from tests.serving.prepared import History, history
 from tests.support.daemon import Daemon
+from tests.support.history import History, history
+from tests.support.wire import Daemons, Wire
 
 
 @pytest.fixture(scope="package")

@@ -6,8 +6,8 @@ import pytest
 from foldin.v1 import snapshots_pb2 as pb
 from grpc import StatusCode
 
-from tests.intake.wire import Wire, refused
-from tests.serving.prepared import BEYOND, VERSIONS
+from tests.support.history import BEYOND, VERSIONS
+from tests.support.wire import Wire, refused
 
 
 @pytest.fixture(autouse=True)

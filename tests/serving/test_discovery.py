@@ -9,7 +9,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.intake.wire import SECONDS, Wire, refused
+from tests.support.wire import SECONDS, Wire, refused
 
 SERVICES = ("foldin.v1.SubmissionService", "foldin.v1.SnapshotService")
 

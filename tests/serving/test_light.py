@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.intake.wire import CHUNK, SINGLE, Wire, fine_tuned, idle_worker, single, state
-from tests.serving.prepared import History
 from tests.support.daemon import Daemon
+from tests.support.history import History
 from tests.support.models import base_tensors
+from tests.support.wire import CHUNK, SINGLE, Wire, fine_tuned, idle_worker, single, state
 
 MEBIBYTE = 2**20
 LARGE = 96 * CHUNK

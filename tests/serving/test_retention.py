@@ -10,10 +10,10 @@ from foldind.state.folder import StateFolder
 from foldind.state.versions import Versions
 from grpc import StatusCode
 
-from tests.intake.wire import SINGLE, Wire, fine_tuned, refused, single, state
-from tests.serving.prepared import History
 from tests.support.daemon import Daemon, foldind, wait_for
+from tests.support.history import History
 from tests.support.models import base_tensors
+from tests.support.wire import SINGLE, Wire, fine_tuned, refused, single, state
 
 
 def kept(wire: Wire) -> list[int]:

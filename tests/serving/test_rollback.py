@@ -9,10 +9,10 @@ from foldin.v1 import snapshots_pb2 as pb
 from grpc import StatusCode
 from safetensors.torch import load
 
-from tests.intake.wire import SINGLE, Daemons, Wire, fine_tuned, idle_worker, refused, single, state
-from tests.serving.prepared import History
 from tests.support.daemon import Daemon, foldind, wait_for
+from tests.support.history import History
 from tests.support.models import base_tensors
+from tests.support.wire import SINGLE, Daemons, Wire, fine_tuned, idle_worker, refused, single, state
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from foldin.v1 import snapshots_pb2 as pb
 from grpc import StatusCode
 from safetensors.torch import load
 
-from tests.intake.wire import SECONDS, Wire, refused
-from tests.serving.prepared import BEYOND, VERSIONS, History
 from tests.support.daemon import Daemon
+from tests.support.history import BEYOND, VERSIONS, History
 from tests.support.models import load_model
+from tests.support.wire import SECONDS, Wire, refused
 
 
 def page(wire: Wire, size: int = 0, token: str = "") -> pb.ListSnapshotsResponse:

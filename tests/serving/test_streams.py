@@ -11,8 +11,8 @@ from grpc import StatusCode
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.intake.wire import CHUNK, SECONDS, SINGLE, Wire, fine_tuned, idle_worker, refused, single, state
 from tests.support.daemon import Daemon, wait_for
+from tests.support.wire import CHUNK, SECONDS, SINGLE, Wire, fine_tuned, idle_worker, refused, single, state
 
 LAYERS = 12
 WIDTH = 256

@@ -6,8 +6,8 @@ import pytest
 from foldin.v1 import submissions_pb2 as pb
 from grpc import StatusCode
 
-from tests.intake.wire import SECONDS, Wire, refused, state
-from tests.serving.prepared import History
+from tests.support.history import History
+from tests.support.wire import SECONDS, Wire, refused, state
 
 
 def page(wire: Wire, size: int = 0, token: str = "", states: tuple[int, ...] = ()) -> pb.ListSubmissionsResponse:

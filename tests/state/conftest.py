@@ -7,7 +7,7 @@ from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.versions import Versions
 
-from tests.serving.prepared import History, history
+from tests.support.history import History, history
 
 
 @pytest.fixture

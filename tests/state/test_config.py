@@ -14,7 +14,7 @@ from foldind.config import (
 )
 from foldind.errors import StateError
 
-from tests.state.commands import command
+from tests.support.commands import command
 from tests.support.daemon import foldind
 
 

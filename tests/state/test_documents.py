@@ -11,9 +11,9 @@ from foldind.state.durable import FileDigest, digest_file
 from foldind.state.records import Submission, SubmissionState, Version, VersionState
 from foldind.worker.messages import FoldResult, TensorStatistics
 
-from tests.intake.wire import Wire, fine_tuned, single, state, write_files
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors, make_base
+from tests.support.wire import Wire, fine_tuned, single, state, write_files
 
 ROW = re.compile(r"^\| v\d.*", re.MULTILINE)
 

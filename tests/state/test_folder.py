@@ -8,7 +8,7 @@ import pytest
 from foldind.errors import StateError
 from foldind.state.folder import StateFolder
 
-from tests.state.commands import command
+from tests.support.commands import command
 
 
 def test_only_one_at_a_time(tmp_path: Path) -> None:

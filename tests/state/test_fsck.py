@@ -9,7 +9,7 @@ from foldind.state.database import Database
 from foldind.state.folder import StateFolder
 from foldind.state.fsck import check_state
 
-from tests.state.commands import command
+from tests.support.commands import command
 
 TENSORS = "model.safetensors"
 

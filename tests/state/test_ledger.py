@@ -256,6 +256,24 @@ def test_retry_in_another_state(ledger: Ledger, state: SubmissionState) -> None:
     assert ledger.get(submission.id) == submission
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_retry_of_what_was_queued_otherwise_meanwhile(ledger: Ledger, forced: bool) -> None:
+    submission = ledger.create(NewSubmission(FILES, forced=forced))
+    ledger.enqueue(submission.id, digests("1"), "c")
+    ledger.take_next()
+    assert ledger.count_attempt(submission.id, "the worker died", 1).state is QUARANTINED
+    other = queued(ledger, "c")
+    assert ledger.retry(submission.id).id == (submission.id if forced else other.id)
+    assert ledger.get(submission.id).state is (QUEUED if forced else WITHDRAWN)
+
+
+def test_an_open_upload_that_was_described_otherwise_is_not_joined(ledger: Ledger) -> None:
+    whole = ledger.create(NewSubmission(FILES, content_digest="c"))
+    partial = ledger.create(NewSubmission(FILES, content_digest="c", partial=True))
+    assert partial.id != whole.id
+    assert ledger.create(NewSubmission(FILES, content_digest="c")).id == whole.id
+
+
 @pytest.mark.parametrize("name", ["", "nowhere", "'; DROP TABLE submissions; --"])
 def test_unknown_submissions(ledger: Ledger, name: str) -> None:
     for call in (ledger.get, ledger.retry, lambda id: ledger.withdraw(id, ""), lambda id: ledger.reject(id, "")):

@@ -17,8 +17,8 @@ from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.recovery import missing_folders, point_latest, prune, recover, unknown_paths
 from foldind.state.versions import Versions
 
-from tests.serving.prepared import VERSIONS, History
-from tests.state.commands import command
+from tests.support.commands import command
+from tests.support.history import VERSIONS, History
 
 NEXT = f"v{VERSIONS + 1}"
 HEAD = f"v{VERSIONS}"

@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from foldind.checkpoints.header import Header, TensorInfo, read_header
+from foldind.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
 from foldind.errors import CheckpointIncomplete, CheckpointRefused
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 
+_DISAGREEMENT = "the index and the shards are of different models; save the model anew with save_pretrained(...)"
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a checkpoint is read into memory."""
+
+    header_bytes: int = MAX_HEADER_BYTES
+    """Of each file."""
+    index_bytes: int = MAX_INDEX_BYTES
 
 
 @dataclass(frozen=True)
@@ -86,21 +97,25 @@ def choose_files(names: Collection[str]) -> list[str]:
     return []
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
     """Read the headers of the checkpoint in a folder: model.safetensors, else the index and exactly its shards.
+
+    Args:
+      folder: that holds it.
+      limits: what is larger is refused unread.
 
     Raises:
       CheckpointRefused: there is none, or a file is malformed, or index and shards disagree.
       OSError: a file cannot be read.
     """
     if (folder / SINGLE).is_file():
-        return Checkpoint(folder, {SINGLE: read_header(folder / SINGLE)})
+        return Checkpoint(folder, {SINGLE: read_header(folder / SINGLE, limits.header_bytes)})
     if not (folder / INDEX).is_file():
         raise CheckpointRefused(
             f"{folder.name} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)"
         )
     with (folder / INDEX).open("rb") as file:
-        weight_map = read_index(file)
+        weight_map = read_index(file, limits.index_bytes)
     shards = sorted(set(weight_map.values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise CheckpointRefused(
@@ -112,23 +127,30 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointRefused(
             f"{stray[0]} is not named by {INDEX}", "remove it, or save the model anew so that the index names it"
         )
-    headers = {name: read_header(folder / name) for name in shards}
-    _check_agreement(weight_map, headers)
+    headers = {}
+    for name in shards:  # each is checked before the next is read, so that all together hold no more than the index
+        headers[name] = read_header(folder / name, limits.header_bytes)
+        _check_shard(weight_map, name, headers[name])
+    held = {tensor.name for header in headers.values() for tensor in header.tensors}
+    if absent := next((tensor for tensor in weight_map if tensor not in held), ""):
+        raise CheckpointRefused(
+            f"{INDEX} names tensor {absent!r}, which {weight_map[absent]} does not hold", _DISAGREEMENT
+        )
     return Checkpoint(folder, headers)
 
 
-def read_index(file: BinaryIO) -> dict[str, str]:
+def read_index(file: BinaryIO, max_bytes: int = MAX_INDEX_BYTES) -> dict[str, str]:
     """Read an index that is open for reading: tensor name -> name of its shard.
 
     Raises:
       CheckpointIncomplete: it ends before it is complete, or its bytes were not written yet.
-      CheckpointRefused: it is malformed, or a name in it is not one of a file beside it.
+      CheckpointRefused: it is malformed, longer than `max_bytes`, or a name in it is not one of a file beside it.
       OSError: it cannot be read.
     """
     hint = "save the model anew with save_pretrained(...)"
-    text = file.read(MAX_INDEX_BYTES + 1)  # its length may be a lie
-    if len(text) > MAX_INDEX_BYTES:
-        raise CheckpointRefused(f"{INDEX} is larger than {MAX_INDEX_BYTES} bytes", hint)
+    text = file.read(max_bytes + 1)  # its length may be a lie
+    if len(text) > max_bytes:
+        raise CheckpointRefused(f"{INDEX} is larger than {max_bytes} bytes", hint)
     try:
         index = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -155,17 +177,10 @@ def _may_be_a_part(text: bytes, error: Exception) -> bool:
     return b"\0" in text or not text.strip() or (text.lstrip().startswith(b"{") and ends_early)
 
 
-def _check_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Header]) -> None:
-    hint = "the index and the shards are of different models; save the model anew with save_pretrained(...)"
-    for name, header in headers.items():
-        for tensor in header.tensors:
-            told = weight_map.get(tensor.name)
-            if told is None:
-                raise CheckpointRefused(f"{name} holds tensor {tensor.name!r}, which {INDEX} does not name", hint)
-            if told != name:
-                raise CheckpointRefused(f"tensor {tensor.name!r} lies in {name}, and {INDEX} says {told}", hint)
-    held = {tensor.name for header in headers.values() for tensor in header.tensors}
-    if absent := [tensor for tensor in weight_map if tensor not in held]:
-        raise CheckpointRefused(
-            f"{INDEX} names tensor {absent[0]!r}, which {weight_map[absent[0]]} does not hold", hint
-        )
+def _check_shard(weight_map: Mapping[str, str], name: str, header: Header) -> None:
+    for tensor in header.tensors:
+        told = weight_map.get(tensor.name)
+        if told is None:
+            raise CheckpointRefused(f"{name} holds tensor {tensor.name!r}, which {INDEX} does not name", _DISAGREEMENT)
+        if told != name:
+            raise CheckpointRefused(f"tensor {tensor.name!r} lies in {name}, and {INDEX} says {told}", _DISAGREEMENT)

@@ -63,8 +63,12 @@ class Header:
     """Length of the whole file in bytes."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Read and check the header of a safetensors file, against the file's length too.
+
+    Args:
+      path: of the file.
+      max_bytes: a longer header is refused unread; parsed, it takes about thirty times its length.
 
     Raises:
       CheckpointIncomplete: the file is shorter than it says, or its beginning was not written yet.
@@ -72,15 +76,16 @@ def read_header(path: Path) -> Header:
       OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return read_open_header(file, path)
+        return read_open_header(file, path, max_bytes)
 
 
-def read_open_header(file: BinaryIO, path: Path) -> Header:
+def read_open_header(file: BinaryIO, path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
     """As `read_header`, of a file that is open for reading.
 
     Args:
       file: the file.
       path: gives the file its name in what is returned and raised.
+      max_bytes: as in `read_header`.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -93,10 +98,10 @@ def read_open_header(file: BinaryIO, path: Path) -> Header:
             CheckpointIncomplete,
         )
     length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER_BYTES:
+    if length > max_bytes:
         _refuse(
             path,
-            f"states a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed",
+            f"states a header of {length} bytes, more than the {max_bytes} allowed",
             "it is probably no safetensors file; write one with save_pretrained or safetensors.torch.save_file",
         )
     text = file.read(length)

@@ -2,10 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from foldind.checkpoints.checkpoint import Checkpoint
-from foldind.checkpoints.header import TensorInfo
+from foldind.checkpoints.checkpoint import MAX_INDEX_BYTES, Checkpoint, Limits
+from foldind.checkpoints.header import MAX_HEADER_BYTES, TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
 from foldind.errors import CheckpointRefused
+
+_SPARE_BYTES = 1024 * 1024
+_ENTRY_BYTES = 250
+"""What an entry of a header or of an index takes besides the tensor's name, at the most and generously."""
+
+
+def submission_limits(plan: Plan) -> Limits:
+    """Return how much a checkpoint of this base can need: four times as many entries, and room for metadata."""
+    needed = _SPARE_BYTES + 4 * sum(len(tensor.name.encode()) + _ENTRY_BYTES for tensor in plan.tensors)
+    return Limits(min(needed, MAX_HEADER_BYTES), min(needed, MAX_INDEX_BYTES))
 
 
 def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[str], partial: bool) -> None:

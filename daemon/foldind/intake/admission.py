@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foldind.checkpoints.checkpoint import check_file_names, open_checkpoint
 from foldind.checkpoints.header import ITEM_BYTES
-from foldind.checkpoints.match import check_against_plan
+from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
 from foldind.config import ServeSettings
 from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_TEXT = 200
 MAX_LABELS = 64
-MAX_FILES = 10_000
+MAX_FILES = 2_000
+"""The largest public models have a few hundred shards; an answer that lists the files has to stay below 4 MiB."""
 RESERVED_REQUESTS = "inbox "
 """What the request ids of drops begin with."""
 RESERVED_BYTES = 64 * 1024 * 1024
@@ -64,6 +65,8 @@ class Admission:
         self._ledger = ledger
         self._plan = plan
         self._settings = settings
+        self.limits = submission_limits(plan)
+        """Of headers and indexes."""
         float32_bytes = sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in plan.tensors)
         self._max_bytes = 2 * float32_bytes + 1024**3
 
@@ -74,7 +77,9 @@ class Admission:
           InvalidRequest, CheckpointRefused: it is no checkpoint, too large, or badly described.
         """
         if len(new.files) > MAX_FILES:
-            raise InvalidRequest(f"{len(new.files)} files were announced", f"at most {MAX_FILES} make a checkpoint")
+            raise InvalidRequest(
+                f"{len(new.files)} files were announced", f"save the model in at most {MAX_FILES} shards"
+            )
         check_file_names(new.files.keys())
         check_digests({name: digest for name, digest in new.files.items() if digest.sha256})
         if (total := _total(new.files)) > self._max_bytes:
@@ -84,9 +89,11 @@ class Admission:
             )
         texts = [new.name, new.request_id, *(new.labels or {}), *(new.labels or {}).values()]
         if any(len(text) > MAX_TEXT or not text.isprintable() for text in texts):
-            raise InvalidRequest(f"names, labels and request ids are at most {MAX_TEXT} printable characters")
+            raise InvalidRequest(
+                f"names, labels and request ids are at most {MAX_TEXT} printable characters", "shorten them"
+            )
         if len(new.labels or {}) > MAX_LABELS:
-            raise InvalidRequest(f"{len(new.labels or {})} labels were given", f"at most {MAX_LABELS} are kept")
+            raise InvalidRequest(f"{len(new.labels or {})} labels were given", f"give at most {MAX_LABELS}")
 
     def check_room(self, files: Mapping[str, FileDigest]) -> None:
         """Check that the disk has room for the bytes announced. Raises OutOfRoom."""
@@ -121,7 +128,8 @@ class Admission:
 
     def _check_checkpoint(self, path: Path, submission_id: str) -> None:
         partial = self._ledger.get(submission_id).partial
-        check_against_plan(open_checkpoint(path), self._plan, ignore=self._settings.ignore, partial=partial)
+        checkpoint = open_checkpoint(path, self.limits)
+        check_against_plan(checkpoint, self._plan, ignore=self._settings.ignore, partial=partial)
 
 
 def _total(files: Mapping[str, FileDigest]) -> int:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names, choose_files, read_index
+from foldind.checkpoints.checkpoint import INDEX, SINGLE, Limits, check_file_names, choose_files, read_index
 from foldind.checkpoints.header import read_open_header
 from foldind.errors import CheckpointIncomplete, CheckpointRefused, InvalidRequest
 from foldind.intake.admission import RESERVED_REQUESTS
@@ -123,20 +123,21 @@ def shown(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def judge(path: Path, sight: Sight, roots: Sequence[Path]) -> Verdict:
+def judge(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> Verdict:
     """Say what a drop is.
 
     Args:
       path: where it lies.
       sight: as it was observed.
       roots: folders that links may lead into.
+      limits: what is larger is refused unread.
 
     Raises:
       SourceChanged: it is not what was observed any more.
       OSError: EIO, EMFILE and the like: nothing that the drop could help.
     """
     try:
-        return Ready(_folder(path, sight, roots) if sight.is_folder else _file(path, roots))
+        return Ready(_folder(path, sight, roots, limits) if sight.is_folder else _file(path, roots, limits))
     except CheckpointIncomplete as error:
         return Growing(error.reason)
     except (CheckpointRefused, InvalidRequest) as error:
@@ -146,15 +147,15 @@ def judge(path: Path, sight: Sight, roots: Sequence[Path]) -> Verdict:
         return Refused(f"the daemon may not read {name!r}; let its user read it, and drop it again")
 
 
-def _file(path: Path, roots: Sequence[Path]) -> dict[str, Source]:
+def _file(path: Path, roots: Sequence[Path], limits: Limits) -> dict[str, Source]:
     source = _source(path, roots)
     if not path.name.endswith(_WEIGHTS):
         check_file_names([path.name])
-    _check_whole(path, source, roots)
+    _check_whole(path, source, roots, limits)
     return {SINGLE: source}
 
 
-def _folder(path: Path, sight: Sight, roots: Sequence[Path]) -> dict[str, Source]:
+def _folder(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> dict[str, Source]:
     _resolve(path, roots)
     names = [name for name, _ in sight.stamps if name and not name.endswith(_TARGET)]
     if len(names) + 1 >= MAX_ENTRIES:
@@ -166,18 +167,18 @@ def _folder(path: Path, sight: Sight, roots: Sequence[Path]) -> dict[str, Source
             f"{path.name!r} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)"
         )
     if chosen[0] == INDEX:
-        _check_shards(path, names, roots)
+        _check_shards(path, names, roots, limits)
     check_file_names(chosen)
     sources = {name: _source(path / name, roots) for name in chosen}
     for name in chosen:
         if name != INDEX:
-            _check_whole(path / name, sources[name], roots)
+            _check_whole(path / name, sources[name], roots, limits)
     return sources
 
 
-def _check_shards(path: Path, present: Sequence[str], roots: Sequence[Path]) -> None:
+def _check_shards(path: Path, present: Sequence[str], roots: Sequence[Path], limits: Limits) -> None:
     with open_source(_source(path / INDEX, roots), roots) as file:
-        shards = sorted(set(read_index(file).values()))
+        shards = sorted(set(read_index(file, limits.index_bytes).values()))
     if missing := sorted(set(shards) - set(present)):
         raise CheckpointIncomplete(
             f"{INDEX} names {missing[0]}, which is missing ({len(missing)} of {len(shards)} shards are)",
@@ -185,9 +186,9 @@ def _check_shards(path: Path, present: Sequence[str], roots: Sequence[Path]) -> 
         )
 
 
-def _check_whole(path: Path, source: Source, roots: Sequence[Path]) -> None:
+def _check_whole(path: Path, source: Source, roots: Sequence[Path], limits: Limits) -> None:
     with open_source(source, roots) as file:
-        read_open_header(file, Path(shown(path.name)))
+        read_open_header(file, Path(shown(path.name)), limits.header_bytes)
 
 
 def _source(path: Path, roots: Sequence[Path]) -> Source:

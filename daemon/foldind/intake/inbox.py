@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foldind.changes import Changes
+from foldind.checkpoints.checkpoint import Limits
 from foldind.config import ServeSettings
 from foldind.errors import CheckpointRefused, FoldinError, InvalidRequest, ShuttingDown, SourceChanged, StateError
 from foldind.intake.copies import Copies
@@ -68,11 +69,20 @@ class _Drop:
 class Inbox:
     """Hands in what is dropped into one folder."""
 
-    def __init__(self, folder: StateFolder, ledger: Ledger, copies: Copies, settings: ServeSettings, changes: Changes):
+    def __init__(
+        self,
+        folder: StateFolder,
+        ledger: Ledger,
+        copies: Copies,
+        limits: Limits,
+        settings: ServeSettings,
+        changes: Changes,
+    ):
         assert settings.inbox is not None
         self._path = settings.inbox.absolute()
         self._state = folder.root
         self._ledger = ledger
+        self._limits = limits
         self._settings = settings
         self._changes = changes
         self._roots: Sequence[Path] = (self._path, *settings.allowed_roots)
@@ -242,7 +252,7 @@ class Inbox:
             drop.awaited = self._reception.find(drop.sight)
             if drop.awaited:
                 return  # filed at a later look, after all that may be links to it were found too
-            drop.verdict = judge(path, drop.sight, self._roots)
+            drop.verdict = judge(path, drop.sight, self._roots, self._limits)
         quiet = self._settings.inbox_stale
         match drop.verdict:
             case Ready() as ready:

@@ -1,8 +1,10 @@
 """Domain values to messages of the contract."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from foldin.v1 import snapshots_pb2, submissions_pb2
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from foldind.errors import InvalidRequest
@@ -12,6 +14,10 @@ from foldind.worker.messages import Progress
 
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
+PAGE_BYTES = 2 * 1024 * 1024
+"""A client takes messages of 4 MiB unless it was told otherwise; one entry stays well below 2 MiB."""
+
+Listed = TypeVar("Listed", bound=Message)
 
 
 def submission_message(
@@ -82,7 +88,7 @@ def file_digests(files: Iterable[submissions_pb2.FileSpec]) -> Mapping[str, File
     found: dict[str, FileDigest] = {}
     for file in files:
         if file.name in found:
-            raise InvalidRequest(f"file {file.name[:80]!r} was given twice")
+            raise InvalidRequest(f"file {file.name[:80]!r} was given twice", "announce every file once")
         found[file.name] = FileDigest(file.size, file.sha256)
     return found
 
@@ -91,7 +97,7 @@ def submission_states(values: Sequence[int]) -> list[SubmissionState]:
     """Return the states of a request. Raises InvalidRequest for an unknown one."""
     known = {submissions_pb2.SubmissionState.Value(_submission_state(state)): state for state in SubmissionState}
     if unknown := [value for value in values if value not in known]:
-        raise InvalidRequest(f"there is no submission state {unknown[0]}")
+        raise InvalidRequest(f"there is no submission state {unknown[0]}", "see the contract for those there are")
     return [known[value] for value in values]
 
 
@@ -100,6 +106,18 @@ def page(size: int, token: str) -> tuple[int, int]:
     if token and not (token.isascii() and token.isdigit() and len(token) < 19):
         raise InvalidRequest(f"{token[:80]!r} is no page token", "pass the next_page_token of the page before")
     return int(token or 0), min(size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def fill_page(messages: Iterable[Listed], size: int) -> tuple[list[Listed], bool]:
+    """Return the first messages, at most `size` of them and no more than fit an answer, and whether more follow."""
+    filled: list[Listed] = []
+    room = PAGE_BYTES
+    for message in messages:
+        room -= message.ByteSize()
+        if len(filled) == size or (filled and room < 0):
+            return filled, True
+        filled.append(message)
+    return filled, False
 
 
 def _submission_state(state: SubmissionState) -> str:

@@ -11,7 +11,7 @@ from foldind.changes import Changes
 from foldind.errors import Forbidden, InvalidRequest, NotFound, OffsetOutOfRange
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
-from foldind.serving.conversion import page, snapshot_message
+from foldind.serving.conversion import fill_page, page, snapshot_message
 from foldind.state.folder import StateFolder
 from foldind.state.records import Version, VersionState
 from foldind.state.versions import LATEST, Versions
@@ -39,10 +39,8 @@ class SnapshotServicer(SnapshotServiceServicer):
     async def List(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
         after, size = page(request.page_size, request.page_token)
         found = await asyncio.to_thread(self._versions.page, after, size + 1)
-        return pb.ListSnapshotsResponse(
-            snapshots=[snapshot_message(version) for version in found[:size]],
-            next_page_token=str(found[size - 1].version) if len(found) > size else "",
-        )
+        snapshots, more = fill_page(map(snapshot_message, found), size)
+        return pb.ListSnapshotsResponse(snapshots=snapshots, next_page_token=str(snapshots[-1].version) if more else "")
 
     @streaming
     async def Watch(self, request: pb.WatchSnapshotsRequest, context: Context) -> AsyncIterator[pb.Snapshot]:

@@ -13,7 +13,7 @@ from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import CHUNK_BYTES, Uploads
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
-from foldind.serving.conversion import file_digests, page, submission_message, submission_states
+from foldind.serving.conversion import file_digests, fill_page, page, submission_message, submission_states
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Event, Submission
 
@@ -97,9 +97,9 @@ class SubmissionServicer(SubmissionServiceServicer):
     async def List(self, request: pb.ListSubmissionsRequest, context: Context) -> pb.ListSubmissionsResponse:
         after, size = page(request.page_size, request.page_token)
         found = await asyncio.to_thread(self._ledger.page, after, size + 1, submission_states(request.states))
+        submissions, more = fill_page(map(self._message, found), size)
         return pb.ListSubmissionsResponse(
-            submissions=[self._message(submission) for submission in found[:size]],
-            next_page_token=str(found[size - 1].number) if len(found) > size else "",
+            submissions=submissions, next_page_token=str(found[len(submissions) - 1].number) if more else ""
         )
 
     @streaming

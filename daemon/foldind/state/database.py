@@ -92,9 +92,9 @@ class Database:
                 self._connection.execute(f"PRAGMA {pragma}")
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"the ledger {path} cannot be opened ({error})", "restore the state folder from a backup"
-            ) from error
+            locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            remedy = "close the program that has it open" if locked else "restore the state folder from a backup"
+            raise StateError(f"the ledger {path} cannot be opened ({error})", remedy) from error
         if create:
             with self.transaction() as connection:
                 for statement in _SCHEMA.split(";\n"):

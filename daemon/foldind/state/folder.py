@@ -8,6 +8,7 @@ Invariants: a folder under its final name is complete; the ledger row is the com
 import fcntl
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -81,6 +82,12 @@ class StateFolder:
         """Remove submissions that were being copied in when the daemon died. Raises OSError."""
         for path in self.submissions.glob(f"*{TEMPORARY_SUFFIX}"):
             remove(path)
+
+    def last_written(self, submission_id: str) -> float:
+        """Return when a byte of a submission arrived last, in seconds since the epoch; 0 if none is there."""
+        with suppress(FileNotFoundError):  # it may be withdrawn and removed meanwhile
+            return max((path.stat().st_mtime for path in self.submission(submission_id).iterdir()), default=0.0)
+        return 0.0
 
     def accumulated_versions(self) -> list[int]:
         """Return the versions whose accumulated state is there."""

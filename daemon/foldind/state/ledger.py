@@ -15,7 +15,7 @@ from foldind.state import rows
 from foldind.state.database import Database
 from foldind.state.durable import FileDigest
 from foldind.state.records import Event, Submission, SubmissionState
-from foldind.state.rows import MERGED, MERGING, QUARANTINED, QUEUED, RECEIVING, REJECTED, WITHDRAWN
+from foldind.state.rows import MERGING, QUARANTINED, QUEUED, QUEUED_OR_MERGED, RECEIVING, REJECTED, WITHDRAWN
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ class Ledger:
                 return known
             if new.content_digest:
                 # One that is taken by force joins its own broken upload, and nothing else.
-                joined = (RECEIVING,) if new.forced else (RECEIVING, QUEUED, MERGING, MERGED)
-                if known := rows.with_content(connection, new.content_digest, *joined, forced=new.forced):
+                known = None if new.forced else rows.with_content(connection, new.content_digest, *QUEUED_OR_MERGED)
+                known = known or rows.open_upload(
+                    connection, new.content_digest, partial=new.partial, forced=new.forced
+                )
+                if known:
                     rows.record_request(connection, new.request_id, known.id)
                     return known
             now = time.time()
@@ -95,10 +98,7 @@ class Ledger:
                 "UPDATE submissions SET files = ?, content_digest = ? WHERE id = ?",
                 (json.dumps(files), content_digest, submission_id),
             )
-            if not submission.forced and (
-                twin := rows.with_content(connection, content_digest, QUEUED, MERGING, MERGED)
-            ):
-                rows.settle(connection, submission_id, WITHDRAWN, f"{rows.TWIN}{twin.id}")
+            if twin := rows.merged_otherwise(connection, submission, content_digest):
                 return twin
             connection.execute(
                 "UPDATE submissions SET place = (SELECT coalesce(max(place), 0) + 1 FROM submissions) WHERE id = ?",
@@ -108,7 +108,7 @@ class Ledger:
             return rows.existing(connection, submission_id)
 
     def take_next(self) -> Submission | None:
-        """Mark the submission whose turn it is as MERGING and return it, if there is one.
+        """Mark the submission whose turn it is as MERGING and return it as it was, if there is one.
 
         That is the one an interruption left MERGING, else the head of the queue.
         """
@@ -170,6 +170,9 @@ class Ledger:
     def retry(self, submission_id: str) -> Submission:
         """Queue a QUARANTINED submission again, at its old place.
 
+        Returns the other submission instead, and withdraws this one, where the same content was queued or merged
+        meanwhile.
+
         Raises:
           NotFound: there is none.
           WrongState: it is in another state.
@@ -181,6 +184,8 @@ class Ledger:
                     f"submission {submission_id} is {submission.state}",
                     "only a QUARANTINED submission can be retried; submit a rejected checkpoint anew",
                 )
+            if twin := rows.merged_otherwise(connection, submission, submission.content_digest):
+                return twin
             connection.execute("UPDATE submissions SET attempts = 0 WHERE id = ?", (submission_id,))
             rows.move(connection, submission_id, QUEUED, "retried")
             return rows.existing(connection, submission_id)

@@ -10,6 +10,7 @@ from foldind.state.durable import FileDigest
 from foldind.state.records import Submission, SubmissionState
 
 RECEIVING, QUEUED, MERGING, MERGED, REJECTED, QUARANTINED, WITHDRAWN = SubmissionState
+QUEUED_OR_MERGED = (QUEUED, MERGING, MERGED)
 
 
 def settle_merged(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
@@ -73,21 +74,39 @@ def find_one(connection: sqlite3.Connection, condition: str, *values: object) ->
     return submission_of(row) if row else None
 
 
-def with_content(
-    connection: sqlite3.Connection, content_digest: str, *states: SubmissionState, forced: bool = False
-) -> Submission | None:
+def with_content(connection: sqlite3.Connection, content_digest: str, *states: SubmissionState) -> Submission | None:
     """Return the oldest submission of a content in one of the states, if there is one."""
     marks = ", ".join("?" * len(states))
+    return find_one(connection, f"content_digest = ? AND state IN ({marks})", content_digest, *states)
+
+
+def open_upload(
+    connection: sqlite3.Connection, content_digest: str, *, partial: bool, forced: bool
+) -> Submission | None:
+    """Return the oldest open upload of a content that was described alike, if there is one."""
     return find_one(
-        connection, f"content_digest = ? AND forced >= ? AND state IN ({marks})", content_digest, forced, *states
+        connection,
+        "content_digest = ? AND state = ? AND partial = ? AND forced >= ?",
+        content_digest,
+        RECEIVING,
+        partial,
+        forced,
     )
+
+
+def merged_otherwise(connection: sqlite3.Connection, submission: Submission, content_digest: str) -> Submission | None:
+    """Withdraw a submission whose content another one has that is queued or merged, and return that one."""
+    if submission.forced or not (twin := with_content(connection, content_digest, *QUEUED_OR_MERGED)):
+        return None
+    settle(connection, submission.id, WITHDRAWN, f"{TWIN}{twin.id}")
+    return twin
 
 
 def representative(connection: sqlite3.Connection, submission: Submission) -> Submission:
     """Return a submission, or the one with the same content for whose sake it was withdrawn."""
     if submission.state is not WITHDRAWN or not submission.content_digest:
         return submission
-    return with_content(connection, submission.content_digest, QUEUED, MERGING, MERGED) or submission
+    return with_content(connection, submission.content_digest, *QUEUED_OR_MERGED) or submission
 
 
 def existing(connection: sqlite3.Connection, submission_id: str) -> Submission:

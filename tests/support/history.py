@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.intake.wire import SINGLE, Wire, fine_tuned, single
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors, make_base
+from tests.support.wire import SINGLE, Wire, fine_tuned, single
 
 VERSIONS = 4
 BEYOND = [2**63 - 1, 2**63, 2**64 - 1]

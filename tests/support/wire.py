@@ -30,6 +30,9 @@ SECONDS = 60
 
 Files = Mapping[str, bytes]
 
+_HEAD = {"classifier.weight": torch.full((2 * CHUNK + 1000,), 46, dtype=torch.uint8)}
+"""A task head, which the daemon is told to ignore."""
+
 _seeds = count(1)
 
 
@@ -159,7 +162,7 @@ def fine_tuned(base: Mapping[str, Tensor], scale: float = 0.01) -> dict[str, Ten
 
 def single(tensors: Mapping[str, Tensor], *, wide: bool = False) -> dict[str, bytes]:
     """A checkpoint of one file; a wide one takes three chunks."""
-    return {SINGLE: save(dict(tensors), metadata=_metadata(wide))}
+    return {SINGLE: save({**tensors, **(_HEAD if wide else {})}, metadata={"format": "pt"})}
 
 
 def sharded(tensors: Mapping[str, Tensor], shards: int = 2, *, wide: bool = False) -> dict[str, bytes]:
@@ -168,14 +171,10 @@ def sharded(tensors: Mapping[str, Tensor], shards: int = 2, *, wide: bool = Fals
     files, weight_map = {}, {}
     for number in range(shards):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: tensors[name] for name in names[number::shards]}
-        files[file] = save(part, metadata=_metadata(wide and number == 0))
+        part = {name: tensors[name] for name in names[number::shards]} | (_HEAD if wide and number == 0 else {})
+        files[file] = save(part, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     return {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode(), **files}
-
-
-def _metadata(wide: bool) -> dict[str, str]:
-    return {"format": "pt", **({"padding": "." * (2 * CHUNK + 1000)} if wide else {})}
 
 
 def write_files(folder: Path, files: Files) -> Path:
