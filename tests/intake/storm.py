@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tests.faults.evidence import read_ledger
-from tests.intake.dropping import read_receipt, receipts_in
 from tests.support.daemon import wait_for
+from tests.support.dropping import read_receipt, receipts_in
 from tests.support.wire import SINGLE, Files, fine_tuned, sharded, single
 
 WRITERS = 12

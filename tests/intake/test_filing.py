@@ -14,7 +14,7 @@ from foldind.intake import filing
 from foldind.intake.drops import observe
 from foldind.intake.filing import Filing, Receipt
 
-from tests.intake.dropping import read_receipt
+from tests.support.dropping import read_receipt
 
 
 @pytest.fixture

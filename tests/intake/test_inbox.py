@@ -14,8 +14,8 @@ import torch
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.intake.dropping import SETTINGS, SETTLE, Box
 from tests.support.daemon import Daemon, wait_for
+from tests.support.dropping import SETTINGS, SETTLE, Box
 from tests.support.wire import INDEX, SINGLE, Wire, idle_worker, refused, sharded, single, state, write_files
 
 Checkpoint = Callable[[], dict[str, Tensor]]

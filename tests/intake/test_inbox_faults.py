@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.faults.disk import NotPermittedError, SmallDisk, small_disk
 from tests.faults.evidence import read_ledger
-from tests.intake.dropping import SETTINGS, Box, receipts_in
 from tests.support.daemon import BIN, foldind, wait_for
+from tests.support.dropping import SETTINGS, Box, receipts_in
 from tests.support.wire import SINGLE, Daemons, Wire, idle_worker, single
 
 Checkpoint = Callable[[], dict[str, Tensor]]

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tests.faults.evidence import check_no_leftovers, check_stopped, check_with_fsck, read_ledger, tensor_digests
 from tests.faults.processes import FaultDaemon
-from tests.intake.dropping import SETTINGS, Box
 from tests.intake.storm import Places, Storm, overflow
 from tests.intake.test_inbox_faults import WITHOUT_EVENTS
 from tests.support.daemon import BIN, foldind, wait_for
+from tests.support.dropping import SETTINGS, Box
 
 MOMENTS = {
     "": 1.5,
