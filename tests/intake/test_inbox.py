@@ -329,7 +329,7 @@ def test_many_attacks_at_once(box: Box, checkpoint: Checkpoint) -> None:
     shards = sharded(checkpoint())
     index, first, _ = shards
     for name, content in {
-        "brackets": b"[" * 2_000_000,
+        "brackets": b"[" * 200_000,
         "plain": b'{"weight_map": {"a": "../../etc/passwd"}}',
         "long": b'{"weight_map": {"a": "' + b"x" * 300 + b'.safetensors"}}',
         "control": b'{"weight_map": {"a": "a\\n\\u001b.safetensors"}}',

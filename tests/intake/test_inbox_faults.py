@@ -150,7 +150,7 @@ def test_another_device_for_what_is_accepted(start: Callable[..., Box], tmp_path
         box.accepted("task")
         assert (Path(other) / "task" / SINGLE).read_bytes() == content
         assert (Path(other) / "task" / "notes.txt").exists()
-        assert box.waiting() == set()
+        wait_for(lambda: not box.waiting(), "the original to be removed")
 
 
 def test_a_mount_point_is_folded_once(start: Callable[..., Box], tmp_path: Path, content: bytes) -> None:

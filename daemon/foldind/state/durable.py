@@ -145,7 +145,7 @@ def copy_open_file(reader: BinaryIO, target: Path, before_block: Callable[[], No
             writer.write(block)
             left -= len(block)
         if left:
-            raise OSError(errno.EIO, "the file was cut short while it was being copied", str(target))
+            raise OSError(errno.EIO, "the file was cut short while it was being copied", str(reader.name))
         return writer.finish()
 
 
