@@ -118,7 +118,7 @@ ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     "infinity": (poisoned(float("inf")), "infinite"),
     "minus infinity": (poisoned(float("-inf")), "infinite"),
     "overflow": (changed(lambda tensors: tensors | {QUERY: torch.full((24, 24), 3e38)}), "float32"),
-    "no update": (single, "is the base itself"),
+    "no update": (single, "it equals the base: there is nothing to merge"),
     # Index and shards.
     "shard missing": (without_shard, f"names {SHARDS[1]}, which is missing (1 of 2 shards are)"),
     "shard not named": (with_stray_shard, f"model-00003-of-00002.safetensors is not named by {INDEX}"),
