@@ -19,6 +19,8 @@ from foldind.checkpoints.plan import Plan
 from foldind.config import Configuration, ServeSettings, read_configuration
 from foldind.errors import StateError
 from foldind.intake.admission import Admission
+from foldind.intake.copies import Copies
+from foldind.intake.inbox import Inbox
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import Uploads
 from foldind.logs import configure
@@ -86,8 +88,11 @@ async def _run(
     metrics.add(StateCollector(folder, census, versions, service, supervisor))
     admission = Admission(folder, ledger, plan, settings)
     uploads = Uploads(folder, ledger, admission, metrics)
-    paths = LocalPaths(folder, ledger, admission, settings, metrics)
-    submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
+    copies = Copies(folder, admission, metrics)
+    submissions = SubmissionServicer(ledger, uploads, LocalPaths(folder, ledger, copies, settings), service, changes)
+    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes) if settings.inbox else None
+    if inbox:
+        await asyncio.to_thread(inbox.prepare)
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -108,6 +113,7 @@ async def _run(
         log.info("metrics and health on http://%s", http.address)
     await server.start()
     merging = asyncio.create_task(service.run())
+    watching = asyncio.create_task(inbox.run()) if inbox else None
     stop = _on_signal(merging)
     for name in ("", *_SERVICES):
         await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -126,6 +132,9 @@ async def _run(
     for task in informing:
         task.cancel()
     submissions.draining = True
+    if inbox and watching:
+        inbox.stop()
+        await watching
     await healthiness.enter_graceful_shutdown()
     # A running merge gets its grace, while watchers still see it finish, and probes over HTTP see why nothing is taken.
     await service.stop(merging)

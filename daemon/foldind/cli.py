@@ -124,6 +124,13 @@ def serve(
         list[Path] | None,
         typer.Option(help="Folder from which checkpoints may be submitted by path; may be repeated."),
     ] = None,
+    inbox: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to watch: a checkpoint dropped into it, a .safetensors file or a folder, is handed in and "
+            "moved to `accepted` or `rejected` in it, beside a receipt."
+        ),
+    ] = None,
     keep_snapshots: Annotated[
         int | None, typer.Option(help="Newest snapshots that are kept, besides those an alias names. [10]")
     ] = None,
@@ -152,6 +159,7 @@ def serve(
             http=http,
             ignore=ignore or None,
             allowed_roots=allowed_root or None,
+            inbox=inbox,
             keep_snapshots=keep_snapshots,
             lease=lease,
             shutdown_grace=shutdown_grace,

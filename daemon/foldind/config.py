@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -34,6 +34,9 @@ def _check_address(address: str) -> str:
         raise ValueError(f"{address!r} is not HOST:PORT")
     return address
 
+
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda path: path or None)]
+"""An empty text is no path, and not the present folder."""
 
 Address = Annotated[str, AfterValidator(_check_address)]
 AddressOrNone = Annotated[str, AfterValidator(lambda address: address and _check_address(address))]
@@ -66,6 +69,10 @@ class ServeSettings(BaseSettings):
     http: AddressOrNone = "127.0.0.1:7072"
     ignore: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
+    inbox: OptionalPath = None
+    inbox_settle: Seconds = 2
+    inbox_stale: Seconds = 600
+    inbox_poll: Annotated[float, Field(gt=0)] = 10
     keep_snapshots: int = Field(10, ge=1)
     lease: Seconds = 3600
     max_attempts: int = Field(3, ge=1)
@@ -161,6 +168,10 @@ threads = {merge.threads}  # per matrix product
 # http = "127.0.0.1:7072"  # metrics and health; "" for none
 # ignore = ["classifier.*"]  # tensors of submissions that the base lacks and that are left out without complaint
 # allowed_roots = ["/data/checkpoints"]  # folders that SubmitPath may read
+# inbox = "/data/inbox"  # folder that is watched: checkpoints that are dropped into it are handed in
+# inbox_settle = 2  # seconds that a drop must have been unchanged
+# inbox_stale = 600  # seconds without a change after which an incomplete drop is refused
+# inbox_poll = 10  # seconds between looks where no event calls for one
 # keep_snapshots = 10  # besides those that an alias names
 # lease = 3600  # seconds that a superseded snapshot stays readable at the least
 # max_attempts = 3  # worker deaths after which a submission is quarantined

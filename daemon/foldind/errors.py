@@ -25,6 +25,16 @@ class CheckpointRefused(FoldinError):
     status = "INVALID_ARGUMENT"
 
 
+class CheckpointIncomplete(CheckpointRefused):
+    """A checkpoint of which a part is missing, as of one that is still being copied."""
+
+
+class SourceChanged(FoldinError):
+    """A file changed between the look at it and the end of its copy."""
+
+    status = "FAILED_PRECONDITION"
+
+
 class InvalidRequest(FoldinError):
     """A request makes no sense, whatever the state of the daemon."""
 

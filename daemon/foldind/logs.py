@@ -16,8 +16,8 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if
 
 
 def about(log: logging.Logger, submission_id: str) -> "logging.LoggerAdapter[logging.Logger]":
-    """Return a log whose records carry a submission's id: as the field `submission`, or before the text."""
-    return logging.LoggerAdapter(log, {"submission": submission_id})
+    """Return a log whose records carry a submission's id (empty: none): as a field, or before the text."""
+    return logging.LoggerAdapter(log, {"submission": submission_id} if submission_id else {})
 
 
 def configure(level: str, log_format: LogFormat) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from tests.checkpoints.hostile import ATTACKS, DATA, ENTRY, craft
+from tests.hostile.files import ATTACKS, DATA, ENTRY, craft
 
 DTYPES = {
     "F64": torch.float64,

@@ -22,7 +22,7 @@ from threading import Event
 from typing import Any
 
 from foldind import attempt, service
-from foldind.intake import admission, local, uploads
+from foldind.intake import admission, copies, filing, uploads
 from foldind.state import durable, recovery
 from foldind.state.durable import DurableFile
 from foldind.state.ledger import Ledger
@@ -97,6 +97,8 @@ class Step(StrEnum):
     SNAPSHOT_SEALED = "snapshot sealed"
     VERSION_COMMITTED = "version committed"
     LATEST_POINTED = "latest pointed"
+    RECEIPT_WRITTEN = "receipt written"
+    DROP_MOVED = "drop moved"
     BYTES_REMOVED = "submission bytes removed"
     BYTES_HALF_REMOVED = "submission bytes half removed"
     PRUNE_MARKED = "prune marked"
@@ -117,8 +119,8 @@ SPOTS = {
     Step.CHUNK_MARKED: Spot(uploads, "write_at", counts=lambda _, data, __: len(data) == 1),
     Step.UPLOAD_FLUSHED: Spot(uploads, "sync"),
     Step.FOLDER_FLUSHED: Spot(admission, "sync"),
-    Step.FILE_COPIED: Spot(local, "copy_file"),  # only of what is submitted by its path
-    Step.COPY_SEALED: Spot(local, "seal"),
+    Step.FILE_COPIED: Spot(copies, "copy_open_file"),  # only of what is taken from the file system
+    Step.COPY_SEALED: Spot(copies, "seal"),
     Step.ENQUEUED: Spot(Ledger, "enqueue"),
     Step.TAKEN: Spot(Ledger, "take_next", counts=lambda ledger: bool(ledger.page(0, 1, [SubmissionState.QUEUED]))),
     Step.OLD_STATE_REMOVED: Spot(attempt, "remove", counts=_in("merge")),
@@ -133,6 +135,8 @@ SPOTS = {
     Step.SNAPSHOT_SEALED: Spot(attempt, "seal", nth=2),
     Step.VERSION_COMMITTED: Spot(Versions, "commit"),
     Step.LATEST_POINTED: Spot(recovery, "replace_symlink", counts=_new_target),
+    Step.RECEIPT_WRITTEN: Spot(filing, "write_file"),  # only of what was dropped into the watched folder
+    Step.DROP_MOVED: Spot(filing, "move"),
     Step.BYTES_REMOVED: Spot(recovery, "remove", counts=_in("submissions")),
     Step.BYTES_HALF_REMOVED: Spot(os, "rmdir", counts=_removes("submissions")),
     # With two merged beforehand and one snapshot kept, the third is the first to let one go.

@@ -21,24 +21,31 @@ class Struck:
         step: Step,
         side: Side,
         fault: Fault,
+        inbox: Path | None = None,
     ):
         self.state = reference.two_merged.copy(folder)
         self._reference = reference
         self._mark = folder / "struck"
         self._make_daemon = make_daemon
         self._flags = ("--keep-snapshots", "1", "--lease", "0", "--allowed-root", str(reference.base.parent))
+        self._environment = {"FOLDIN_RETRY_DISK_EVERY": "0.2"}
+        if inbox:
+            self._flags += ("--inbox", str(inbox))
+            self._environment |= {"FOLDIN_INBOX_SETTLE": "0.2", "FOLDIN_INBOX_POLL": "0.5"}
         self._before = [submission.id for submission in evidence.read_ledger(self.state).submissions]
         self.checkpoint = reference.two_merged.checkpoints[0]
         self.daemon = make_daemon(
             self.state,
             *self._flags,
             command=striking.command(step, side, fault, self._mark),
-            environment={"FOLDIN_RETRY_DISK_EVERY": "0.2"},
+            environment=self._environment,
         ).start()
 
     def restart(self) -> None:
         """Start a daemon in which nothing strikes."""
-        self.daemon = self._make_daemon(self.state, *self._flags, server=self.daemon.server).start()
+        self.daemon = self._make_daemon(
+            self.state, *self._flags, server=self.daemon.server, environment=self._environment
+        ).start()
 
     def check_end(self, submission_id: str, attempts: int | None = None) -> None:
         """Check that it struck, and that it made no difference."""

@@ -20,6 +20,7 @@ NOT_OF_THE_DISK = (Step.WORKER_ANSWERED, Step.FOLDING, Step.PUBLISHING)
 ONLY_BEFORE = (Step.OLD_STATE_HALF_REMOVED, Step.BYTES_HALF_REMOVED, Step.PRUNE_HALF_REMOVED)
 DURING_INTAKE = tuple(Step)[: list(Step).index(Step.TAKEN)]
 OF_A_PATH = (Step.FILE_COPIED, Step.COPY_SEALED)
+OF_A_DROP = (Step.RECEIPT_WRITTEN, Step.DROP_MOVED)
 SENT_AGAIN_BY_THE_CLIENT = (Step.CHUNK_WRITTEN, Step.CHUNK_MARKED)
 
 IN_EVERY_RUN = {
@@ -46,7 +47,7 @@ def cells(*faults: Fault, daemon: bool) -> list[object]:
         for side in Side
         if (cell := (step, side, fault))
         and (step in IN_WORKER) != daemon
-        and step not in OF_A_PATH
+        and step not in (*OF_A_PATH, *OF_A_DROP)
         and not (side is Side.AFTER and (step in ONLY_BEFORE or fault is Fault.FULL))
         and not (fault is not Fault.KILL and step in NOT_OF_THE_DISK)
         and not (fault is Fault.DESCRIPTORS and (step in DURING_INTAKE or step in IN_LEDGER))

@@ -75,7 +75,7 @@ class TestLayers:
         settings = configured(path, "\n".join(told) + "\n").serve_settings()
         default = ServeSettings()
         assert {line.split(" = ")[0] for line in told} == ServeSettings.model_fields.keys()
-        for name in ServeSettings.model_fields.keys() - {"ignore", "allowed_roots"}:
+        for name in ServeSettings.model_fields.keys() - {"ignore", "allowed_roots", "inbox"}:
             assert getattr(settings, name) == getattr(default, name)
 
     def test_flags_before_environment_before_file(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,8 @@ class SubmissionServiceServicer(object):
         """Submits a checkpoint that the daemon can read from its own file system. It is copied before it is acknowledged.
 
         Errors: PERMISSION_DENIED (the path is outside the daemon's allowed_roots); NOT_FOUND; INVALID_ARGUMENT (no
-        checkpoint there); RESOURCE_EXHAUSTED (not enough disk).
+        checkpoint there); FAILED_PRECONDITION (a file changed while it was being copied); RESOURCE_EXHAUSTED (not enough
+        disk).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

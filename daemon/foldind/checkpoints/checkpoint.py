@@ -5,9 +5,10 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from foldind.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, read_header
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointIncomplete, CheckpointRefused
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -82,6 +83,20 @@ def check_file_names(names: Collection[str]) -> None:
         raise CheckpointRefused("no weights were sent", f"send {SINGLE}, or {INDEX} and the shards it names")
 
 
+def choose_files(names: Collection[str]) -> list[str]:
+    """Return which of the files in a folder are its checkpoint: the adapter, else the model, else index and shards.
+
+    Nothing, if it holds neither.
+    """
+    if "adapter_config.json" in names:
+        return ["adapter_config.json", "adapter_model.safetensors"]
+    if SINGLE in names:
+        return [SINGLE]
+    if INDEX in names:
+        return [INDEX, *sorted(name for name in names if name.endswith(".safetensors") and name[0] != ".")]
+    return []
+
+
 def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
     """Read the headers of the checkpoint in a folder: model.safetensors, else the index and exactly its shards.
 
@@ -99,7 +114,8 @@ def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
         raise CheckpointRefused(
             f"{folder.name} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)"
         )
-    weight_map = read_index(folder / INDEX, limits.index_bytes)
+    with (folder / INDEX).open("rb") as file:
+        weight_map = read_index(file, limits.index_bytes)
     shards = sorted(set(weight_map.values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise CheckpointRefused(
@@ -123,31 +139,42 @@ def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
     return Checkpoint(folder, headers)
 
 
-def read_index(path: Path, max_bytes: int = MAX_INDEX_BYTES) -> dict[str, str]:
-    """Return the name of each tensor's shard, as an index says.
+def read_index(file: BinaryIO, max_bytes: int = MAX_INDEX_BYTES) -> dict[str, str]:
+    """Read an index that is open for reading: tensor name -> name of its shard.
 
     Raises:
-      CheckpointRefused: it is malformed, longer than `max_bytes`, or leads out of its folder.
+      CheckpointIncomplete: it ends before it is complete, or its bytes were not written yet.
+      CheckpointRefused: it is malformed, longer than `max_bytes`, or a name in it is not one of a file beside it.
       OSError: it cannot be read.
     """
     hint = "save the model anew with save_pretrained(...)"
-    if path.stat().st_size > max_bytes:
-        raise CheckpointRefused(f"{path.name} is larger than {max_bytes} bytes", hint)
+    text = file.read(max_bytes + 1)  # its length may be a lie
+    if len(text) > max_bytes:
+        raise CheckpointRefused(f"{INDEX} is larger than {max_bytes} bytes", hint)
     try:
-        index = json.loads(path.read_bytes())
+        index = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointRefused(f"{path.name} is not valid JSON ({error})", hint) from error
+        kind = CheckpointIncomplete if _may_be_a_part(text, error) else CheckpointRefused
+        raise kind(f"{INDEX} is not valid JSON ({error})", hint) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointRefused(f"{path.name} has no weight_map", hint)
+        raise CheckpointRefused(f"{INDEX} has no weight_map", hint)
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or not name.endswith(".safetensors"):
             raise CheckpointRefused(
-                f"{path.name} puts tensor {tensor[:80]!r} into {str(name)[:80]!r}, which is not a plain file name "
+                f"{INDEX} puts tensor {tensor[:80]!r} into {str(name)[:80]!r}, which is not a plain file name "
                 "that ends in .safetensors",
                 "shards lie beside the index",
             )
     return weight_map
+
+
+def _may_be_a_part(text: bytes, error: Exception) -> bool:
+    # An object ends with a brace; what a copier reserved, and did not write to yet, is zeros.
+    ends_early = not text.rstrip().endswith(b"}") or (
+        isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
+    )
+    return b"\0" in text or not text.strip() or (text.lstrip().startswith(b"{") and ends_early)
 
 
 def _check_shard(weight_map: Mapping[str, str], name: str, header: Header) -> None:

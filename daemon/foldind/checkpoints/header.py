@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointIncomplete, CheckpointRefused
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_NAME_LENGTH = 500
@@ -71,29 +71,47 @@ def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
       max_bytes: a longer header is refused unread; parsed, it takes about thirty times its length.
 
     Raises:
+      CheckpointIncomplete: the file is shorter than it says, or its beginning was not written yet.
       CheckpointRefused: the file is not a well-formed safetensors file.
       OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            _refuse(
-                path,
-                f"is {size} bytes long, too short for a safetensors file",
-                "it was probably cut off; send it again",
-            )
-        length = int.from_bytes(prefix, "little")
-        if length > max_bytes:
-            _refuse(
-                path,
-                f"states a header of {length} bytes, more than the {max_bytes} allowed",
-                "it is probably no safetensors file; write one with save_pretrained or safetensors.torch.save_file",
-            )
-        text = file.read(length)
+        return read_open_header(file, path, max_bytes)
+
+
+def read_open_header(file: BinaryIO, path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
+    """As `read_header`, of a file that is open for reading.
+
+    Args:
+      file: the file.
+      path: gives the file its name in what is returned and raised.
+      max_bytes: as in `read_header`.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        _refuse(
+            path,
+            f"is {size} bytes long, too short for a safetensors file",
+            "it was probably cut off; send it again",
+            CheckpointIncomplete,
+        )
+    length = int.from_bytes(prefix, "little")
+    if length > max_bytes:
+        _refuse(
+            path,
+            f"states a header of {length} bytes, more than the {max_bytes} allowed",
+            "it is probably no safetensors file; write one with save_pretrained or safetensors.torch.save_file",
+        )
+    text = file.read(length)
     if len(text) < length:
-        _refuse(path, f"ends inside its header ({size} of {8 + length} bytes)", "it was cut off; send it again")
+        _refuse(
+            path,
+            f"ends inside its header ({size} of {8 + length} bytes)",
+            "it was cut off; send it again",
+            CheckpointIncomplete,
+        )
     entries = _parse(path, text)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -110,7 +128,8 @@ def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> Header:
         end = tensor.start + tensor.nbytes
     if end != size:
         what = "cut off" if size < end else "followed by bytes that belong to no tensor"
-        _refuse(path, f"is {what}: its header describes {end} bytes and it has {size}", "send it again, whole")
+        kind = CheckpointIncomplete if size < end else CheckpointRefused
+        _refuse(path, f"is {what}: its header describes {end} bytes and it has {size}", "send it again, whole", kind)
     return Header(tuple(tensors), metadata, end)
 
 
@@ -128,7 +147,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"has a header that is not valid JSON ({error})", "it is no safetensors file, or damaged")
+        # Zeros are no JSON: they are the room that a copier reserved and did not write to yet.
+        kind = CheckpointIncomplete if b"\0" in text or not text else CheckpointRefused
+        _refuse(path, f"has a header that is not valid JSON ({error})", "it is no safetensors file, or damaged", kind)
     if not isinstance(entries, dict):
         _refuse(path, "has a header that is not a JSON object", "it is no safetensors file, or damaged")
     return entries
@@ -163,5 +184,5 @@ def _sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _refuse(path: Path, what: str, hint: str) -> NoReturn:
-    raise CheckpointRefused(f"{path.name} {what}", hint)
+def _refuse(path: Path, what: str, hint: str, kind: type[CheckpointRefused] = CheckpointRefused) -> NoReturn:
+    raise kind(f"{path.name} {what}", hint)

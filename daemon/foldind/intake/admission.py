@@ -27,8 +27,18 @@ MAX_TEXT = 200
 MAX_LABELS = 64
 MAX_FILES = 2_000
 """The largest public models have a few hundred shards; an answer that lists the files has to stay below 4 MiB."""
+RESERVED_REQUESTS = "inbox "
+"""What the request ids of drops begin with."""
 RESERVED_BYTES = 64 * 1024 * 1024
 """Disk space that uploads leave to the ledger."""
+
+
+def check_request_id(request_id: str) -> None:
+    """Check that a submitter may choose this request id. Raises InvalidRequest."""
+    if request_id.startswith(RESERVED_REQUESTS):
+        raise InvalidRequest(
+            f"request ids that begin with {RESERVED_REQUESTS!r} are the watched folder's", "choose another"
+        )
 
 
 def content_digest(files: Mapping[str, FileDigest]) -> str:
@@ -56,7 +66,8 @@ class Admission:
         self._ledger = ledger
         self._plan = plan
         self._settings = settings
-        self._limits = submission_limits(plan)
+        self.limits = submission_limits(plan)
+        """Of headers and indexes."""
         float32_bytes = sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in plan.tensors)
         self._max_bytes = 2 * float32_bytes + 1024**3
 
@@ -118,7 +129,7 @@ class Admission:
 
     def _check_checkpoint(self, path: Path, submission_id: str) -> None:
         partial = self._ledger.get(submission_id).partial
-        checkpoint = open_checkpoint(path, self._limits)
+        checkpoint = open_checkpoint(path, self.limits)
         check_against_plan(checkpoint, self._plan, ignore=self._settings.ignore, partial=partial)
 
 

@@ -2,18 +2,15 @@
 
 import asyncio
 import os
-import secrets
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names
+from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names, choose_files
 from foldind.config import ServeSettings
 from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
-from foldind.intake.admission import Admission, content_digest
+from foldind.intake.copies import Copies, look_at
 from foldind.intake.uploads import RECEIVED_SUFFIX
-from foldind.metrics import Metrics
-from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_file, is_disk_trouble, make_folder, remove, seal
+from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission, SubmissionState
@@ -22,19 +19,11 @@ from foldind.state.records import Submission, SubmissionState
 class LocalPaths:
     """Takes checkpoints from folders that the operator allowed."""
 
-    def __init__(
-        self,
-        folder: StateFolder,
-        ledger: Ledger,
-        admission: Admission,
-        settings: ServeSettings,
-        metrics: Metrics,
-    ):
+    def __init__(self, folder: StateFolder, ledger: Ledger, copies: Copies, settings: ServeSettings):
         self._folder = folder
         self._ledger = ledger
-        self._admission = admission
+        self._copies = copies
         self._settings = settings
-        self._received = metrics.received["path"]
         self._copying = asyncio.Lock()  # one at a time: the disk is the bottleneck
 
     async def submit(self, path: str, description: NewSubmission) -> Submission:
@@ -45,7 +34,8 @@ class LocalPaths:
           description: what the submitter says of it; its files are found here.
 
         Raises:
-          Forbidden, NotFound, InvalidRequest, CheckpointRefused, Conflict, OutOfRoom: as the contract says.
+          Forbidden, NotFound, InvalidRequest, CheckpointRefused, SourceChanged, Conflict, OutOfRoom: as the contract
+            says.
         """
         async with self._copying:
             try:
@@ -62,35 +52,25 @@ class LocalPaths:
         if "\0" in path:
             raise InvalidRequest("a path with a zero byte in it leads nowhere", "check the path")
         found = find_checkpoint(self._allowed(path))
-        sources = {name: self._allowed(str(source)) for name, source in found.items()}  # links may lead elsewhere
-        sizes = {name: FileDigest(source.stat().st_size, "") for name, source in sources.items()}
-        new = replace(description, files=sizes)
-        self._admission.check_announced(new)
-        self._admission.check_room(sizes)
-        copy = self._folder.submissions / f"{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-        make_folder(copy)
-        try:
-            digests = {name: copy_file(source, copy / name) for name, source in sources.items()}
-            self._received.inc(sum(digest.size for digest in digests.values()))
-            # By its content it finds the row that an interrupted call left.
-            submission = self._ledger.create(replace(new, files=digests, content_digest=content_digest(digests)))
-            if submission.state is not SubmissionState.RECEIVING:
-                return submission
-            target = self._folder.submission(submission.id)
-            if _is_uploading(target):  # of the same content: whichever is complete first is taken
-                submission = self._ledger.create(replace(new, files=digests))
-                target = self._folder.submission(submission.id)
-            if _is_uploading(target):
+        real = {name: self._allowed(str(source)) for name, source in found.items()}  # links may lead elsewhere
+        sources = {name: look_at(source) for name, source in real.items()}
+        return self._copies.take("path", sources, self._settings.allowed_roots, description, self._record)
+
+    def _record(self, new: NewSubmission) -> Submission:
+        # By its content it finds the row that an interrupted call left.
+        submission = self._ledger.create(new)
+        if submission.state is SubmissionState.RECEIVING and self._is_uploading(submission):
+            # Of the same content: whichever is complete first is taken.
+            submission = self._ledger.create(replace(new, content_digest=""))
+            if self._is_uploading(submission):
                 raise Conflict(
-                    f"request id {description.request_id!r} belongs to an upload in progress, {submission.id}",
+                    f"request id {new.request_id!r} belongs to an upload in progress, {submission.id}",
                     "use another request id",
                 )
-            remove(target)
-            seal(copy, target)
-        finally:
-            with suppress(OSError):
-                remove(copy)
-        return self._admission.admit(submission.id, digests)
+        return submission
+
+    def _is_uploading(self, submission: Submission) -> bool:
+        return any(self._folder.submission(submission.id).glob(f"*{RECEIVED_SUFFIX}"))
 
     def _allowed(self, path: str) -> Path:
         real = Path(os.path.realpath(path))
@@ -103,10 +83,6 @@ class LocalPaths:
         if not real.exists():
             raise NotFound(f"{path} does not exist on the daemon's machine", "upload it instead")
         return real
-
-
-def _is_uploading(folder: Path) -> bool:
-    return any(folder.glob(f"*{RECEIVED_SUFFIX}"))
 
 
 def find_checkpoint(path: Path) -> dict[str, Path]:
@@ -123,13 +99,8 @@ def find_checkpoint(path: Path) -> dict[str, Path]:
         if path.suffix != ".safetensors":
             check_file_names([path.name])
         return {SINGLE: path}
-    if (path / "adapter_config.json").is_file():
-        names = ["adapter_config.json", "adapter_model.safetensors"]
-    elif (path / SINGLE).is_file():
-        names = [SINGLE]
-    elif (path / INDEX).is_file():
-        names = [INDEX, *sorted(shard.name for shard in path.glob("*.safetensors"))]
-    else:
+    names = choose_files([entry.name for entry in path.iterdir() if entry.is_file()])
+    if not names:
         raise InvalidRequest(f"{path} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)")
     check_file_names(names)
     return {name: path / name for name in names}

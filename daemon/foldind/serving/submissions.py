@@ -9,7 +9,7 @@ from foldin.v1.submissions_pb2_grpc import SubmissionServiceServicer
 
 from foldind.changes import Changes
 from foldind.errors import ShuttingDown
-from foldind.intake.admission import content_digest
+from foldind.intake.admission import check_request_id, content_digest
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import CHUNK_BYTES, Uploads
 from foldind.logs import about
@@ -39,6 +39,7 @@ class SubmissionServicer(SubmissionServiceServicer):
         self, request: pb.CreateSubmissionRequest, context: Context
     ) -> pb.CreateSubmissionResponse:
         self._check_open()
+        check_request_id(request.request_id)
         submission, missing = await self._uploads.create(
             NewSubmission(
                 files=(files := file_digests(request.files)),
@@ -75,6 +76,7 @@ class SubmissionServicer(SubmissionServiceServicer):
     @unary
     async def SubmitPath(self, request: pb.SubmitPathRequest, context: Context) -> pb.SubmitPathResponse:
         self._check_open()
+        check_request_id(request.request_id)
         submission = await self._paths.submit(
             request.path,
             NewSubmission(

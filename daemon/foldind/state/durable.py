@@ -8,11 +8,12 @@ import fcntl
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 TEMPORARY_SUFFIX = ".tmp"
 BLOCK_BYTES = 4 * 1024 * 1024
@@ -122,25 +123,38 @@ def copy_file(source: Path, target: Path) -> FileDigest:
       OSError: it cannot be read or written; the target is removed.
     """
     with source.open("rb") as reader:
-        size = os.fstat(reader.fileno()).st_size
-        if _cloned(reader.fileno(), target):
-            sync(target)
-            return digest_file(target)
-        with DurableFile(target, size) as writer:
-            left = size
-            while left and (block := reader.read(min(BLOCK_BYTES, left))):
-                writer.write(block)
-                left -= len(block)
-            if left:
-                raise OSError(errno.EIO, "the file was cut short while it was being copied", str(source))
-            return writer.finish()
+        return copy_open_file(reader, target)
 
 
-def digest_file(path: Path) -> FileDigest:
-    """Return the digest of a file. Raises OSError."""
+def copy_open_file(reader: BinaryIO, target: Path, before_block: Callable[[], None] = lambda: None) -> FileDigest:
+    """As `copy_file`, of a file that is open for reading and stands at its beginning.
+
+    Args:
+      reader: the file.
+      target: where the copy goes.
+      before_block: called every few megabytes; may raise, to end the copy.
+    """
+    size = os.fstat(reader.fileno()).st_size
+    if _cloned(reader.fileno(), target):
+        sync(target)
+        return digest_file(target, before_block)
+    with DurableFile(target, size) as writer:
+        left = size
+        while left and (block := reader.read(min(BLOCK_BYTES, left))):
+            before_block()
+            writer.write(block)
+            left -= len(block)
+        if left:
+            raise OSError(errno.EIO, "the file was cut short while it was being copied", str(reader.name))
+        return writer.finish()
+
+
+def digest_file(path: Path, before_block: Callable[[], None] = lambda: None) -> FileDigest:
+    """Return the digest of a file; `before_block` is called every few megabytes. Raises OSError."""
     digest, size = sha256(), 0
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
+            before_block()
             digest.update(block)
             size += len(block)
     return FileDigest(size, digest.hexdigest())
@@ -151,6 +165,14 @@ def seal(temporary: Path, final: Path) -> None:
     sync(temporary)
     temporary.rename(final)
     sync(final.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file, link or folder another name on the same device, durably. Raises OSError (EXDEV: another device)."""
+    source.rename(target)
+    sync(target.parent)
+    if source.parent != target.parent:
+        sync(source.parent)
 
 
 def make_folder(path: Path) -> None:

@@ -197,6 +197,24 @@ class Ledger:
             raise rows.no_submission(submission_id)
         return rows.submission_of(found[0])
 
+    def requested(self, request_id: str) -> Submission | None:
+        """Return the submission that a request id means, if there is one."""
+        with self._database.transaction() as connection:
+            return rows.requested(connection, request_id)
+
+    def twin(self, submission: Submission) -> Submission | None:
+        """Return the one with the same content for whose sake a submission was withdrawn, whatever became of that."""
+        if submission.state is not WITHDRAWN or not submission.reason.startswith(rows.TWIN):
+            return None
+        return self.get(submission.reason.removeprefix(rows.TWIN))
+
+    def unsettled(self) -> set[str]:
+        """Return the ids of the submissions to which something is still to happen."""
+        states = (RECEIVING, QUEUED, MERGING)
+        return {
+            row["id"] for row in self._database.query("SELECT id FROM submissions WHERE state IN (?, ?, ?)", *states)
+        }
+
     def representative(self, submission_id: str) -> Submission:
         """Return a submission, or the one with the same content for whose sake it was withdrawn. Raises NotFound."""
         with self._database.transaction() as connection:

@@ -59,6 +59,10 @@ def record_request(connection: sqlite3.Connection, request_id: str, submission_i
         )
 
 
+TWIN = "it has the same content as submission "
+"""What the reason of a submission that was withdrawn for the sake of another begins with; then comes its id."""
+
+
 def requested(connection: sqlite3.Connection, request_id: str) -> Submission | None:
     """Return the submission that a request id means, if there is one."""
     return find_one(connection, "id = (SELECT submission_id FROM requests WHERE request_id = ?)", request_id)
@@ -94,7 +98,7 @@ def merged_otherwise(connection: sqlite3.Connection, submission: Submission, con
     """Withdraw a submission whose content another one has that is queued or merged, and return that one."""
     if submission.forced or not (twin := with_content(connection, content_digest, *QUEUED_OR_MERGED)):
         return None
-    settle(connection, submission.id, WITHDRAWN, f"it has the same content as submission {twin.id}")
+    settle(connection, submission.id, WITHDRAWN, f"{TWIN}{twin.id}")
     return twin
 
 
