@@ -93,6 +93,19 @@ def test_one_merge(fresh: Daemon, tmp_path: Path) -> None:
     assert set(before.values) == set(after.values), "series came or went with a submission"
 
 
+def test_the_watched_folder_is_a_door(past: History, tmp_path: Path, start_daemon: Daemons) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    settings = {"FOLDIN_INBOX_SETTLE": "0.1", "FOLDIN_INBOX_POLL": "0.2"}
+    daemon = start_daemon(past.copy(tmp_path / "state"), None, "--inbox", str(inbox), environment=settings)
+    content = single(fine_tuned(base_tensors()))[SINGLE]
+    (inbox / "task.safetensors").write_bytes(content)
+    wait_for(lambda: scrape(daemon.http)("foldin_version") == VERSIONS + 1, "the drop to be merged", 60)
+    samples = scrape(daemon.http)
+    assert samples("foldin_received_bytes_total", door="inbox") == len(content)
+    assert samples("foldin_received_bytes_total", door="path") == 0
+
+
 def test_what_is_not_merged_is_not_observed(fresh: Daemon) -> None:
     tensors = fine_tuned(base_tensors())
     tensors["logit_scale"] = tensors["logit_scale"] * float("nan")
