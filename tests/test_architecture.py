@@ -13,14 +13,14 @@ CLIENT = ROOT / "clients" / "foldin"
 
 LEVELS = (
     {"errors"},
-    {"memory", "changes"},
+    {"memory", "changes", "logs", "metrics", "pulse", "systemd"},
     {"checkpoints", "merging"},
     {"config"},
     {"state"},
     {"worker"},
     {"documents"},
     {"intake"},
-    {"attempt"},
+    {"attempt", "housekeeping"},
     {"service"},
     {"serving"},
     {"app"},

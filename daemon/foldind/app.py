@@ -23,15 +23,21 @@ from foldind.intake.copies import Copies
 from foldind.intake.inbox import Inbox
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import Uploads
+from foldind.logs import configure
 from foldind.memory import return_large_blocks_at_once
+from foldind.metrics import Metrics
 from foldind.service import MergeService
+from foldind.serving.collector import StateCollector
+from foldind.serving.http import HttpServer, application
 from foldind.serving.snapshots import SnapshotServicer
 from foldind.serving.submissions import SubmissionServicer
+from foldind.state.census import Census
 from foldind.state.database import Database
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.recovery import recover
 from foldind.state.versions import Versions
+from foldind.systemd import READY, STOPPING, Systemd
 from foldind.worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -41,6 +47,7 @@ _SERVICES = (
     snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"].full_name,
 )
 _CALLS_END_SECONDS = 2
+_STATUS_SECONDS = 1  # between two of them at the least: a merge reports many times a second
 
 
 def serve(root: Path, **flags: Any) -> None:
@@ -57,14 +64,14 @@ def serve(root: Path, **flags: Any) -> None:
     folder = StateFolder(root)
     configuration = read_configuration(folder.configuration)
     settings = configuration.serve_settings(**flags)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
+    configure(settings.log_level, settings.log_format)
     with ExitStack() as stack:
         stack.enter_context(folder)
         database = stack.enter_context(Database(folder.ledger))
-        ledger, versions = Ledger(database), Versions(database)
+        ledger, versions, census = Ledger(database), Versions(database), Census(database)
         recover(folder, ledger, versions)
         plan = Plan.from_json(folder.plan.read_bytes())
-        asyncio.run(_run(folder, configuration, settings, ledger, versions, plan))
+        asyncio.run(_run(folder, configuration, settings, ledger, versions, census, plan))
 
 
 async def _run(
@@ -73,22 +80,26 @@ async def _run(
     settings: ServeSettings,
     ledger: Ledger,
     versions: Versions,
+    census: Census,
     plan: Plan,
 ) -> None:
-    changes, supervisor = Changes(), Supervisor()
-    service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes)
+    changes, supervisor, metrics, systemd = Changes(), Supervisor(), Metrics(), Systemd()
+    service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes, metrics)
+    metrics.add(StateCollector(folder, census, versions, service, supervisor))
     admission = Admission(folder, ledger, plan, settings)
-    uploads = Uploads(folder, ledger, admission)
-    copies = Copies(folder, admission)
-    submissions = SubmissionServicer(ledger, uploads, LocalPaths(folder, ledger, copies, settings), service, changes)
-    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes) if settings.inbox else None
-    if inbox:
+    uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
+    paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
+    submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
+    inbox = None
+    if settings.inbox:
+        copies = Copies(folder, admission, metrics.received["inbox"])
+        inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
         await asyncio.to_thread(inbox.prepare)
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_SubmissionServiceServicer_to_server(submissions, server)
-    add_SnapshotServiceServicer_to_server(SnapshotServicer(folder, versions, service, changes), server)
+    add_SnapshotServiceServicer_to_server(SnapshotServicer(folder, versions, service, changes, metrics), server)
     health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
     reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
@@ -97,7 +108,11 @@ async def _run(
         raise StateError(
             f"cannot listen on {settings.grpc}", "another process may use the port; choose one with --grpc HOST:PORT"
         ) from error
+    http = HttpServer(settings.http) if settings.http else None
 
+    if http:
+        await http.start(application(metrics.registry, lambda: service.unready_reason))
+        log.info("metrics and health on http://%s", http.address)
     await server.start()
     merging = asyncio.create_task(service.run())
     watching = asyncio.create_task(inbox.run()) if inbox else None
@@ -106,21 +121,39 @@ async def _run(
         await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
     host = settings.grpc.rpartition(":")[0]
     log.info("serving %s on %s:%d", folder.root, host, port)
+    systemd.tell(READY)
+    informing = [
+        asyncio.create_task(task)
+        for task in (systemd.feed_watchdog(lambda: service.gets_on), _tell_status(systemd, service, changes))
+    ]
     await stop.wait()
 
     # Ordered shutdown. Turn away new work, and tell who probes; calls under way may end meanwhile.
     log.info("stopping")
+    systemd.tell(STOPPING)
+    for task in informing:
+        task.cancel()
     submissions.draining = True
     if inbox and watching:
         inbox.stop()
         await watching
     await healthiness.enter_graceful_shutdown()
-    # A running merge gets its grace, while watchers still see it finish.
+    # A running merge gets its grace, while watchers still see it finish, and probes over HTTP see why nothing is taken.
     await service.stop(merging)
-    # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who writes to it.
+    # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who uses it.
     await server.stop(_CALLS_END_SECONDS)
+    if http:
+        await http.stop()
     log.info("stopped")
     merging.result()  # raises what ended the loop, if it did not end in order
+
+
+async def _tell_status(systemd: Systemd, service: MergeService, changes: Changes) -> None:
+    while True:
+        seen = changes.count
+        systemd.tell_status(service.status)
+        await changes.wait(seen)
+        await asyncio.sleep(_STATUS_SECONDS)
 
 
 def _on_signal(merging: "asyncio.Task[None]") -> asyncio.Event:

@@ -108,6 +108,12 @@ def serve(
     grpc: Annotated[
         str | None, typer.Option(help="Address to listen on; port 0 takes a free one. [127.0.0.1:7070]")
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of /metrics, /healthz and /readyz; port 0 takes a free one, '' none. [127.0.0.1:7072]"
+        ),
+    ] = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +141,9 @@ def serve(
         float | None, typer.Option(help="Seconds that a running merge gets to finish on SIGTERM. [20]")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="`console`, or `json` for one JSON object a line. [console]")
+    ] = None,
 ) -> None:
     """Serve a state folder until SIGTERM or Ctrl-C.
 
@@ -147,6 +156,7 @@ def serve(
         serve_state(
             state,
             grpc=grpc,
+            http=http,
             ignore=ignore or None,
             allowed_roots=allowed_root or None,
             inbox=inbox,
@@ -154,6 +164,7 @@ def serve(
             lease=lease,
             shutdown_grace=shutdown_grace,
             log_level=log_level,
+            log_format=log_format,
         )
 
 

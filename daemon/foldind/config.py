@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from foldind.checkpoints.plan import SUMMED_PATTERNS
 from foldind.errors import StateError
+from foldind.logs import LogFormat
 
 FORMAT = 1
 
@@ -38,6 +39,8 @@ OptionalPath = Annotated[Path | None, BeforeValidator(lambda path: path or None)
 """An empty text is no path, and not the present folder."""
 
 Address = Annotated[str, AfterValidator(_check_address)]
+AddressOrNone = Annotated[str, AfterValidator(lambda address: address and _check_address(address))]
+"""HOST:PORT, or empty."""
 
 
 class MergeSettings(BaseModel):
@@ -63,6 +66,7 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FOLDIN_", extra="forbid", frozen=True)
 
     grpc: Address = "127.0.0.1:7070"
+    http: AddressOrNone = "127.0.0.1:7072"
     ignore: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
     inbox: OptionalPath = None
@@ -76,6 +80,7 @@ class ServeSettings(BaseSettings):
     upload_expiry: Seconds = 7 * 24 * 3600
     retry_disk_every: Annotated[float, Field(gt=0)] = 5
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = "console"
 
 
 class Configuration(BaseModel):
@@ -160,6 +165,7 @@ threads = {merge.threads}  # per matrix product
 
 [serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it
 # grpc = "127.0.0.1:7070"
+# http = "127.0.0.1:7072"  # metrics and health; "" for none
 # ignore = ["classifier.*"]  # tensors of submissions that the base lacks and that are left out without complaint
 # allowed_roots = ["/data/checkpoints"]  # folders that SubmitPath may read
 # inbox = "/data/inbox"  # folder that is watched: checkpoints that are dropped into it are handed in
@@ -173,6 +179,7 @@ threads = {merge.threads}  # per matrix product
 # upload_expiry = 604800  # seconds without a byte after which an upload is withdrawn
 # retry_disk_every = 5  # seconds between looks at a disk that was full
 # log_level = "info"
+# log_format = "console"  # or "json", one object a line
 """
 
 

@@ -13,17 +13,22 @@ import logging
 import os
 import sqlite3
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal, get_args
 
 from foldind.attempt import begin, commit, fold_request
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
 from foldind.errors import FoldinError, WrongState
+from foldind.housekeeping import keep_house, undo_newest
+from foldind.logs import about
+from foldind.metrics import MergeStages, Metrics
+from foldind.pulse import Pulse
 from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
-from foldind.state.records import Submission, Version
-from foldind.state.recovery import point_latest, prune, remove_dropped
+from foldind.state.records import Submission, SubmissionState, Version
 from foldind.state.versions import Versions
 from foldind.worker.messages import Failed, FoldResult, Progress, Refused
 from foldind.worker.supervisor import Supervisor, WorkerDied
@@ -33,6 +38,10 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 30
 ANNOUNCE_SECONDS = 0.1
 ROLLBACK_WAITS_SECONDS = 1
+
+PauseKind = Literal["disk", "error"]
+PAUSES: tuple[PauseKind, ...] = get_args(PauseKind)
+"""What merging can be paused by: a disk that is full or failing, or anything else."""
 
 
 class FoldFailed(FoldinError):
@@ -51,6 +60,7 @@ class MergeService:
         versions: Versions,
         supervisor: Supervisor,
         changes: Changes,
+        metrics: Metrics,
     ):
         self._folder = folder
         self._configuration = configuration
@@ -59,12 +69,17 @@ class MergeService:
         self._versions = versions
         self._supervisor = supervisor
         self._changes = changes
+        self._metrics = metrics
+        self._pulse = Pulse()
+        self._with_worker = False
         self._head = asyncio.Lock()  # held while a merge or a rollback is moving the head
         self._stopping = asyncio.Event()
         self.progress: dict[str, Progress] = {}
         """Id of the submission being folded -> how far it is."""
         self.paused_reason = ""
         """Why nothing is merged at present; empty when all is well."""
+        self.paused_by: PauseKind | None = None
+        """The same as one word."""
         self._announced = 0.0
 
     async def run(self) -> None:
@@ -75,7 +90,8 @@ class MergeService:
         """
         for attempt in range(self._settings.max_attempts):
             try:
-                await self._supervisor.start()
+                with self._waiting_for_worker():
+                    await self._supervisor.start()
                 break
             except WorkerDied:
                 if self._stopping.is_set():
@@ -83,19 +99,24 @@ class MergeService:
                 if attempt + 1 == self._settings.max_attempts:
                     raise
                 log.exception("the worker did not start; once more")
+        self._changes.announce()
         while not self._stopping.is_set():
             seen = self._changes.count
+            self._pulse.beat()
             try:
-                await asyncio.to_thread(self._keep_house)
+                await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings)
+                self._pulse.beat()
                 async with self._head:
                     merged = await self._merge_next()
                 self._resume()
             except Exception as error:
                 self._pause(error)
+                self._pulse.beat(self._settings.retry_disk_every)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._settings.retry_disk_every)
                 continue
             if not merged:
+                self._pulse.beat(HOUSEKEEPING_SECONDS)
                 await self._changes.wait(seen, HOUSEKEEPING_SECONDS)
 
     async def stop(self, running: "asyncio.Task[None]") -> None:
@@ -106,6 +127,27 @@ class MergeService:
         await self._supervisor.stop()
         if late:
             await running
+
+    @property
+    def unready_reason(self) -> str:
+        """Why no work should be sent here at present, a sentence; empty: it may be."""
+        if self._stopping.is_set():
+            return "the daemon is shutting down; send work again when it is back"
+        if self._supervisor.ready is None:
+            return "the daemon is starting; it is ready in a few seconds"
+        return self.paused_reason
+
+    @property
+    def status(self) -> str:
+        """What the loop does, a sentence."""
+        for submission_id, progress in self.progress.items():
+            return f"submission {submission_id}: {progress.stage} tensor {progress.done} of {progress.total}"
+        return self.unready_reason or "waiting for submissions"
+
+    @property
+    def gets_on(self) -> bool:
+        """Whether the loop is not stuck: it shows itself in time, or waits for a worker that lives."""
+        return self._pulse.beats or (self._with_worker and self._supervisor.is_running)
 
     async def rollback(self, number: int) -> tuple[Version, Version | None]:
         """Undo the newest version.
@@ -128,57 +170,58 @@ class MergeService:
                 "wait until it is done; then that newer version can be undone",
             ) from None
         try:
-            undone, newest = await asyncio.to_thread(self._rollback, number)
+            undone, newest = await asyncio.to_thread(undo_newest, number, self._folder, self._versions)
         finally:
             self._head.release()
         self._changes.announce()
         return undone, newest
 
-    def _rollback(self, number: int) -> tuple[Version, Version | None]:
-        head = self._versions.head()
-        if head is None:
-            raise WrongState("nothing is merged", "there is nothing to undo")
-        if number not in (0, head.version):
-            raise WrongState(
-                f"v{number} is not the newest version, v{head.version} is", "only the newest can be undone"
-            )
-        if head.parent and not self._folder.accumulated(head.parent).is_dir():
-            raise WrongState(
-                f"the state of v{head.parent} is no longer kept", "only one version can be undone between two merges"
-            )
-        self._versions.undo(head)
-        point_latest(self._folder, self._versions)
-        log.info("rolled back v%d; the newest version is v%d", head.version, head.parent)
-        return self._versions.get(head.version), self._versions.head()
-
     async def _merge_next(self) -> bool:
         submission = await asyncio.to_thread(self._ledger.take_next)
         if submission is None:
             return False
+        submission_log = about(log, submission.id)
         self._changes.announce()
         try:
             await self._merge(submission)
         except Exception as error:
             if isinstance(error, WorkerDied) and self._stopping.is_set():
                 await asyncio.to_thread(self._ledger.requeue, submission.id, "the daemon was stopped")
+                submission_log.info("back in the queue, the daemon was stopped")
                 return False
             if is_disk_trouble(error):
                 with suppress(OSError, sqlite3.OperationalError):  # if not even that can be recorded, it stays MERGING
                     await asyncio.to_thread(self._ledger.requeue, submission.id, str(error))
+                    submission_log.warning("back in the queue: %s", error)
                 raise
-            log.exception("submission %s: an attempt failed", submission.id)
+            submission_log.exception("an attempt failed")
             max_attempts = self._settings.max_attempts
-            await asyncio.to_thread(self._ledger.count_attempt, submission.id, str(error), max_attempts)
+            counted = await asyncio.to_thread(self._ledger.count_attempt, submission.id, str(error), max_attempts)
+            if counted.state is SubmissionState.QUARANTINED:
+                submission_log.error("quarantined: %s", counted.reason)
+            elif counted.state is SubmissionState.QUEUED:
+                submission_log.warning("back in the queue for attempt %d of %d", counted.attempts + 1, max_attempts)
         finally:
             self.progress.pop(submission.id, None)
             self._changes.announce()
         return True
 
     async def _merge(self, submission: Submission) -> None:
+        # One that an interruption left MERGING did not wait for its turn.
+        queued = submission.state is SubmissionState.QUEUED
+        stages = MergeStages(waited=time.time() - submission.updated_at if queued else 0)
         attempt = await asyncio.to_thread(begin, submission, self._folder, self._versions)
-        log.info("submission %s: folding %r into v%d", submission.id, submission.name, attempt.number)
+        submission_log = about(log, submission.id)
+        submission_log.info("folding %r into v%d", submission.name, attempt.number)
         request = fold_request(attempt, self._folder, self._configuration)
-        answer = await self._supervisor.fold(request, lambda progress: self._report(submission.id, progress))
+
+        def report(progress: Progress) -> None:
+            if progress.stage == "publishing":
+                stages.begin("publish")
+            self._report(submission.id, progress)
+
+        with self._waiting_for_worker():
+            answer = await self._supervisor.fold(request, report)
         match answer:
             case Failed(message, 0):
                 raise FoldFailed(message)
@@ -186,30 +229,27 @@ class MergeService:
                 raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
             case Refused(reason):
                 await asyncio.to_thread(self._ledger.reject, submission.id, reason)
-                log.warning("submission %s: rejected: %s", submission.id, reason)
+                submission_log.warning("rejected: %s", reason)
             case FoldResult():
+                stages.begin("commit")
                 await asyncio.to_thread(commit, attempt, answer, self._folder, self._configuration, self._versions)
-                log.info(
-                    "submission %s: merged in v%d, lambda %.6f, %.2f s, worker peak %d MB",
-                    submission.id,
+                self._metrics.observe_merge(stages)
+                submission_log.info(
+                    "merged in v%d, lambda %.6f, %.2f s, worker peak %d MB",
                     attempt.number,
                     answer.lambda_,
                     time.monotonic() - attempt.started,
                     answer.peak_resident_bytes // 2**20,
                 )
 
-    def _keep_house(self) -> None:
-        point_latest(self._folder, self._versions)
-        remove_dropped(self._folder, self._ledger, self._versions)
-        for number in prune(self._folder, self._versions, self._settings.keep_snapshots, self._settings.lease):
-            log.info("pruned v%d", number)
-        expired = time.time() - self._settings.upload_expiry
-        for submission in self._ledger.receiving_since_before(expired):
-            if self._folder.last_written(submission.id) > expired:
-                continue
-            with suppress(WrongState):  # it was completed this moment
-                self._ledger.withdraw(submission.id, "the upload was not completed in time")
-                log.info("submission %s: withdrawn, its upload was not completed in time", submission.id)
+    @contextmanager
+    def _waiting_for_worker(self) -> Iterator[None]:
+        self._with_worker = True
+        try:
+            yield
+        finally:
+            self._with_worker = False
+            self._pulse.beat()
 
     def _report(self, submission_id: str, progress: Progress) -> None:
         before = self.progress.get(submission_id)
@@ -220,7 +260,7 @@ class MergeService:
             self._changes.announce()
         tenths = 10 * progress.done // progress.total
         if before is None or before.stage != progress.stage or tenths > 10 * before.done // before.total:
-            log.info("submission %s: %s tensor %d of %d", submission_id, progress.stage, progress.done, progress.total)
+            about(log, submission_id).info("%s tensor %d of %d", progress.stage, progress.done, progress.total)
 
     def _pause(self, error: BaseException) -> None:
         hint = "make room or mend the disk" if is_disk_trouble(error) else "the daemon's log has the details"
@@ -228,10 +268,12 @@ class MergeService:
         if reason != self.paused_reason:
             log.error("%s", reason, exc_info=None if is_disk_trouble(error) else error)
             self.paused_reason = reason
+            self.paused_by = "disk" if is_disk_trouble(error) else "error"
             self._changes.announce()
 
     def _resume(self) -> None:
         if self.paused_reason:
             log.info("going on")
             self.paused_reason = ""
+            self.paused_by = None
             self._changes.announce()

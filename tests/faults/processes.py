@@ -13,7 +13,7 @@ from typing import Self
 
 import psutil
 
-from tests.support.daemon import BIN, START_SECONDS, Daemon, wait_for
+from tests.support.daemon import ANY_PORTS, BIN, START_SECONDS, Daemon, wait_for
 
 WORKER_READY = " is ready, "
 _WORKER_PID = re.compile(r"worker (\d+) is ready")
@@ -49,7 +49,7 @@ class FaultDaemon(Daemon):
         self._seen = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, "serve", "--state", self.state, "--grpc", self.server, *self._flags],
+                [*self._command, "serve", "--state", self.state, *ANY_PORTS, "--grpc", self.server, *self._flags],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._environment},

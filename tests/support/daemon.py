@@ -1,5 +1,6 @@
 """A daemon as a real process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from foldin import Client
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 60
+ANY_PORTS = ("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0")
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ class Daemon:
         self.state = state
         self.log = state.with_name(f"{state.name}.log")
         self.server = ""
+        self.http = ""
+        """What its URLs over HTTP begin with; empty: it has none."""
         self._flags = flags
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,13 +57,15 @@ class Daemon:
         seen = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [BIN / "foldind", "serve", "--state", self.state, "--grpc", "127.0.0.1:0", *self._flags],
+                [BIN / "foldind", "serve", "--state", self.state, *ANY_PORTS, *self._flags],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._environment},
             )
-        line = wait_for(lambda: self._serving_line(seen), f"the daemon to serve; its log is {self.log}", START_SECONDS)
-        self.server = line.split()[-1]
+        wait_for(lambda: self._serving_line(seen), f"the daemon to serve; its log is {self.log}", START_SECONDS)
+        messages = [_message(line) for line in self.log.read_bytes()[seen:].decode().splitlines()]
+        self.server = next(message.split()[-1] for message in messages if " serving " in f" {message}")
+        self.http = next((message.split()[-1] for message in messages if "health on http://" in message), "")
         return self
 
     @property
@@ -99,7 +105,12 @@ class Daemon:
         assert self._process is not None
         text = self.log.read_bytes()[seen:].decode()
         assert self._process.poll() is None, f"the daemon ended: {text}"
-        return next((line for line in text.splitlines() if " serving " in line), "")
+        return next((line for line in text.splitlines() if " serving " in f" {_message(line)}"), "")
+
+
+def _message(line: str) -> str:
+    """What a line of the log says, in either format."""
+    return str(json.loads(line)["message"]) if line.startswith("{") and line.endswith("}") else line
 
 
 def foldind(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
 from foldind.config import ServeSettings
 from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
+from foldind.logs import about
 from foldind.state.durable import FileDigest, sync
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -117,13 +118,13 @@ class Admission:
         try:
             self._check_checkpoint(path, submission_id)
         except CheckpointRefused as error:
-            log.warning("submission %s: rejected: %s", submission_id, error)
+            about(log, submission_id).warning("rejected: %s", error)
             return self._ledger.reject(submission_id, str(error))
         admitted = self._ledger.enqueue(submission_id, files, content_digest(files))
         if admitted.id == submission_id:
-            log.info("submission %s: queued, %d bytes", submission_id, _total(files))
+            about(log, submission_id).info("queued, %d bytes", _total(files))
         else:
-            log.info("submission %s: withdrawn, submission %s has the same content", submission_id, admitted.id)
+            about(log, submission_id).info("withdrawn, submission %s has the same content", admitted.id)
         return admitted
 
     def _check_checkpoint(self, path: Path, submission_id: str) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+from prometheus_client import Counter
+
 from foldind.errors import InvalidRequest, SourceChanged
 from foldind.intake.admission import Admission, content_digest
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_open_file, make_folder, remove, seal
@@ -103,11 +105,18 @@ def open_source(source: Source, roots: Sequence[Path]) -> Iterator[BinaryIO]:
 
 
 class Copies:
-    """Makes submissions of files; blocks on the disk."""
+    """Makes submissions of files; blocks on the disk.
 
-    def __init__(self, folder: StateFolder, admission: Admission):
+    Args:
+      folder: the state folder.
+      admission: what they have to pass.
+      received: counts the bytes that were copied.
+    """
+
+    def __init__(self, folder: StateFolder, admission: Admission, received: Counter):
         self._folder = folder
         self._admission = admission
+        self._received = received
 
     def take(
         self,
@@ -141,6 +150,7 @@ class Copies:
             for name, source in sources.items():
                 with open_source(source, roots) as file:
                     digests[name] = copy_open_file(file, copy / name, before_block)
+                self._received.inc(digests[name].size)
             new = replace(description, files=digests, content_digest=content_digest(digests))
             submission = record(new)
             if submission.state is not SubmissionState.RECEIVING:

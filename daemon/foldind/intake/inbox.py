@@ -29,6 +29,7 @@ from foldind.intake.copies import Copies
 from foldind.intake.drops import Growing, Ready, Refused, Sight, Verdict, is_ignored, judge, observe
 from foldind.intake.hints import Hints
 from foldind.intake.reception import Reception
+from foldind.logs import about
 from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
@@ -208,7 +209,7 @@ class Inbox:
         for gone in self._drops.keys() - set(names):
             drop = self._drops.pop(gone)
             if drop.awaited:
-                log.info("submission %s: %r was taken out of the inbox; it is merged all the same", drop.awaited, gone)
+                about(log, drop.awaited).info("%r was taken out of the inbox; it is merged all the same", gone)
         for name in names:
             try:
                 sight = observe(self._path / name)
@@ -234,9 +235,8 @@ class Inbox:
             if str(error) != drop.told:  # say it once
                 drop.told = str(error)
                 known = isinstance(error, OSError | FoldinError) or is_disk_trouble(error)
-                log.warning(
-                    "%s%r stays in the inbox, and is tried again every few seconds: %s",
-                    f"submission {drop.awaited}: " if drop.awaited else "",
+                about(log, drop.awaited).warning(
+                    "%r stays in the inbox, and is tried again every few seconds: %s",
                     drop.sight.name,
                     error,
                     exc_info=None if known else error,

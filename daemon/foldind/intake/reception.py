@@ -15,6 +15,7 @@ from foldind.intake.admission import MAX_TEXT
 from foldind.intake.copies import Copies
 from foldind.intake.drops import Ready, Sight, observe, shown
 from foldind.intake.filing import Filing, Receipt, iso_time
+from foldind.logs import about
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission, SubmissionState
 
@@ -58,7 +59,7 @@ class Reception:
                 raise SourceChanged(f"{sight.name!r} changed while it was being copied")
             # Without the digest it gets a row of its own, which names the one with the same content, if there is one.
             submission = self._ledger.create(replace(new, content_digest=""))
-            log.info("submission %s: dropped into the inbox as %r", submission.id, sight.name)
+            about(log, submission.id).info("dropped into the inbox as %r", sight.name)
             return submission
 
         name = shown(sight.name if sight.is_folder else sight.name.removesuffix(".safetensors"))[:MAX_TEXT]
@@ -112,7 +113,7 @@ class Reception:
             settled_at=iso_time(max(own.updated_at, decisive.updated_at)),
         )
         target = self._filing.file(sight, receipt)
-        log.info("submission %s: %s, %r lies in %s now", decisive.id, decisive.state, sight.name, _place(target))
+        about(log, decisive.id).info("%s, %r lies in %s now", decisive.state, sight.name, _place(target))
 
     def _decisive(self, own: Submission) -> Submission:
         return self._ledger.twin(own) or own

@@ -5,18 +5,24 @@ between the two, the digest at commit finds out, and that file is sent again.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from foldind.errors import Busy, DigestMismatch, InvalidRequest, NotFound, OutOfRoom, WrongState
 from foldind.intake.admission import Admission, check_digests
+from foldind.logs import about
 from foldind.state.durable import FileDigest, digest_file, is_disk_trouble, make_folder, preallocate, sync, write_at
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission, SubmissionState
 from foldind.state.rows import sizes
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2 * 1024 * 1024
 MAX_CHUNKS_IN_FLIGHT = 8
@@ -97,10 +103,11 @@ class _Upload:
 class Uploads:
     """The uploads that are going on; for one event loop."""
 
-    def __init__(self, folder: StateFolder, ledger: Ledger, admission: Admission):
+    def __init__(self, folder: StateFolder, ledger: Ledger, admission: Admission, received: Counter):
         self._folder = folder
         self._ledger = ledger
         self._admission = admission
+        self._received = received
         self._uploads: dict[str, _Upload] = {}
         self._opening = asyncio.Lock()
         self._in_flight = 0
@@ -147,6 +154,7 @@ class Uploads:
         upload.idle.clear()
         try:
             await asyncio.to_thread(upload.write, name, offset, data)
+            self._received.inc(len(data))
         except FileNotFoundError as error:
             self._uploads.pop(submission_id, None)
             raise WrongState(f"submission {submission_id} was withdrawn", "submit it again") from error
@@ -236,4 +244,5 @@ class Uploads:
         """Take a submission back; its bytes are deleted by the next housekeeping. Raises NotFound, WrongState."""
         submission = await asyncio.to_thread(self._ledger.withdraw, submission_id, reason)
         self._uploads.pop(submission_id, None)
+        about(log, submission_id).info("%s", reason)
         return submission

@@ -9,6 +9,7 @@ from foldin.v1.snapshots_pb2_grpc import SnapshotServiceServicer
 
 from foldind.changes import Changes
 from foldind.errors import Forbidden, InvalidRequest, NotFound, OffsetOutOfRange
+from foldind.metrics import Metrics
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
 from foldind.serving.conversion import fill_page, page, snapshot_message
@@ -25,11 +26,14 @@ _VERSION = re.compile(r"v?([0-9]{1,18})")
 class SnapshotServicer(SnapshotServiceServicer):
     """Reading merged models, and naming them."""
 
-    def __init__(self, folder: StateFolder, versions: Versions, service: MergeService, changes: Changes):
+    def __init__(
+        self, folder: StateFolder, versions: Versions, service: MergeService, changes: Changes, metrics: Metrics
+    ):
         self._folder = folder
         self._versions = versions
         self._service = service
         self._changes = changes
+        self._sent = metrics.sent
 
     @unary
     async def Get(self, request: pb.GetSnapshotRequest, context: Context) -> pb.Snapshot:
@@ -73,6 +77,7 @@ class SnapshotServicer(SnapshotServiceServicer):
             file.seek(request.offset)
             while data := await asyncio.to_thread(file.read, READ_BYTES):
                 yield pb.ReadFileResponse(data=data)
+                self._sent.inc(len(data))
 
     @unary
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:

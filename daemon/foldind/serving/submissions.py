@@ -1,6 +1,7 @@
 """SubmissionService."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 
 from foldin.v1 import submissions_pb2 as pb
@@ -11,11 +12,14 @@ from foldind.errors import ShuttingDown
 from foldind.intake.admission import check_request_id, content_digest
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import CHUNK_BYTES, Uploads
+from foldind.logs import about
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
 from foldind.serving.conversion import file_digests, fill_page, page, submission_message, submission_states
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Event, Submission
+
+log = logging.getLogger(__name__)
 
 
 class SubmissionServicer(SubmissionServiceServicer):
@@ -119,6 +123,7 @@ class SubmissionServicer(SubmissionServiceServicer):
     @unary
     async def Retry(self, request: pb.RetrySubmissionRequest, context: Context) -> pb.Submission:
         submission = await asyncio.to_thread(self._ledger.retry, request.id)
+        about(log, submission.id).info("queued again, retried")
         self._changes.announce()
         return self._message(submission)
 

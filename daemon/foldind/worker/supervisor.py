@@ -9,11 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from foldind.errors import FoldinError
+from foldind.worker.chatter import relay_lines
 from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Ready, Refused, decode, encode
 
 log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 256 * 1024 * 1024  # statistics of a model with very many tensors
+_LAST_WORDS_SECONDS = 1
 
 
 class WorkerDied(FoldinError):
@@ -25,8 +27,19 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self.ready: Ready | None = None
+        self._relay: asyncio.Task[None] | None = None
         self._stopped = False
+        self.ready: Ready | None = None
+        """What the worker said once its imports were done; None before the first time."""
+        self.restarts = 0
+        """How many workers were started in the place of one that died."""
+        self.peak_resident_bytes = 0
+        """Of the worker in its last fold; before the first, what its imports take."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a worker process."""
+        return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
         """Start the worker, unless it runs, and wait until its imports are done.
@@ -34,25 +47,30 @@ class Supervisor:
         Raises:
           WorkerDied: it does not start.
         """
-        if self._process and self._process.returncode is None:
+        if self.is_running:
             return
         if self._stopped:
             raise WorkerDied("the daemon is stopping")
+        self.restarts += self._process is not None
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "foldind.worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             limit=_LONGEST_LINE,
             start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which decides what becomes of a fold
             # Threads that wait for work sleep: spinning, they slow a busy machine down by a factor of thirty.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
+        assert self._process.stderr is not None
+        self._relay = asyncio.create_task(relay_lines(self._process.stderr))
         answer = await self._receive()
         if not isinstance(answer, Ready):
             raise WorkerDied(f"the worker began with {answer}")
         self.ready = answer
+        self.peak_resident_bytes = self.peak_resident_bytes or answer.resident_bytes
         log.info("worker %d is ready, %d MB resident", self._process.pid, answer.resident_bytes // 2**20)
 
     async def fold(self, request: FoldRequest, report: Callable[[Progress], None]) -> FoldResult | Refused | Failed:
@@ -72,6 +90,8 @@ class Supervisor:
                 await self._process.stdin.drain()
             while True:
                 answer = await self._receive()
+                if isinstance(answer, FoldResult):
+                    self.peak_resident_bytes = answer.peak_resident_bytes
                 if isinstance(answer, FoldResult | Refused | Failed):
                     return answer
                 if isinstance(answer, Progress):
@@ -88,6 +108,9 @@ class Supervisor:
         with suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
+        if self._relay is not None:  # its last words; a descendant of the worker could hold the pipe open
+            await asyncio.wait([self._relay], timeout=_LAST_WORDS_SECONDS)
+            self._relay.cancel()
 
     async def _receive(self) -> object:
         assert self._process is not None

@@ -1,0 +1,174 @@
+"""Metrics that are derived when they are asked for: from the ledger, the state folder, the loop and the worker."""
+
+import json
+import logging
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from foldind.checkpoints.plan import Treatment
+from foldind.service import PAUSES, MergeService
+from foldind.state.census import Census
+from foldind.state.folder import StateFolder
+from foldind.state.records import SubmissionState
+from foldind.state.snapshots import MANIFEST
+from foldind.state.versions import Versions
+from foldind.worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+OUTCOMES = (
+    SubmissionState.MERGED,
+    SubmissionState.REJECTED,
+    SubmissionState.QUARANTINED,
+    SubmissionState.WITHDRAWN,
+)
+"""The states that submissions end in."""
+
+
+@dataclass(frozen=True)
+class StateCollector(Collector):
+    """Everything that is known without counting; `collect` blocks on the disk."""
+
+    folder: StateFolder
+    census: Census
+    versions: Versions
+    service: MergeService
+    supervisor: Supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; what cannot be read at the moment is left out."""
+        parts: tuple[Callable[[], Iterable[Metric]], ...] = (self._process, self._submissions, self._model, self._disk)
+        for part in parts:
+            try:
+                yield from list(part())
+            except (OSError, sqlite3.Error) as error:
+                log.warning("some metrics are left out: %s", error)
+
+    def _process(self) -> Iterator[Metric]:
+        build = {"version": version("foldin"), "python": platform.python_version(), "torch": version("torch")}
+        yield InfoMetricFamily("foldin_build", "What is running.", build)
+        ready = not self.service.unready_reason
+        yield _gauge("foldin_ready", "Whether checkpoints are taken and merged: what /readyz says.", float(ready))
+        paused: dict[str, float] = {reason: float(reason == self.service.paused_by) for reason in PAUSES}
+        yield _gauge(
+            "foldin_paused", "Whether merging is paused: the disk is full or failing, or an error.", paused, "reason"
+        )
+        restarts = self.supervisor.restarts
+        yield CounterMetricFamily("foldin_worker_restarts", "How often a worker that died was replaced.", restarts)
+        peak = self.supervisor.peak_resident_bytes
+        yield _gauge(
+            "foldin_worker_peak_resident_bytes",
+            "Peak resident memory of the worker in its last fold; before the first, what its imports take.",
+            float(peak),
+        )
+
+    def _submissions(self) -> Iterator[Metric]:
+        counts = self.census.submissions()
+        by_state = {state.lower(): float(count) for state, count in counts.items()}
+        yield _gauge("foldin_submissions", "Submissions by the state they are in.", by_state, "state")
+        queued = float(counts[SubmissionState.QUEUED])
+        yield _gauge("foldin_queue_length", "Submissions that wait to be merged.", queued)
+        since = self.census.queued_since()
+        waited = 0.0 if since is None else max(0.0, time.time() - since)
+        yield _gauge("foldin_queue_oldest_seconds", "How long the submission that waits longest has waited.", waited)
+        outcomes = CounterMetricFamily(
+            "foldin_submission_outcomes",
+            "How often submissions came to an end, by outcome, since the state folder was made.",
+            labels=["outcome"],
+        )
+        transitions = self.census.transitions()
+        for state in OUTCOMES:
+            outcomes.add_metric([state.lower()], transitions[state])
+        yield outcomes
+
+    def _model(self) -> Iterator[Metric]:
+        head = self.versions.head()
+        yield _gauge(
+            "foldin_version", "Number of the newest version of the model; 0: the base.", head.version if head else 0
+        )
+        if head is None:
+            return
+        yield _gauge("foldin_merged_submissions", "Submissions that the newest version contains.", head.submissions)
+        yield _gauge("foldin_version_created_timestamp_seconds", "When it was made.", head.created_at)
+        yield _gauge(
+            "foldin_lambda", "The divisor that turns the accumulated sum into the merged update.", head.lambda_
+        )
+        yield _gauge("foldin_accumulated_norm", "Norm of the accumulated sum.", head.accumulated_norm)
+        yield _gauge(
+            "foldin_task_vector_norm_mean", "Mean norm of the task vectors merged.", head.mean_task_vector_norm
+        )
+        yield _gauge("foldin_task_vector_norm_last", "Norm of the task vector merged last.", head.task_vector_norm)
+        kept, split_ranks = _projected(self.folder.snapshot(head.version) / MANIFEST)
+        yield _gauge(
+            "foldin_projection_kept_ratio",
+            "Share of the last task vector's norm that projection kept, over the projected tensors.",
+            _statistics(kept),
+            "statistic",
+        )
+        yield _gauge(
+            "foldin_split_rank",
+            "Directions that counted as taken in the last merge, over the projected tensors.",
+            _statistics(split_ranks),
+            "statistic",
+        )
+
+    def _disk(self) -> Iterator[Metric]:
+        folder = self.folder
+        parts = {part.name: _disk_bytes(part) for part in (folder.base, folder.merge, folder.submissions)}
+        parts |= {"snapshots": _disk_bytes(folder.snapshots), "ledger": _ledger_bytes(folder)}
+        yield _gauge("foldin_state_bytes", "What the state folder takes on disk, by part.", parts, "part")
+        disk = os.statvfs(folder.root)
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        yield _gauge("foldin_state_free_bytes", "What is free on the state folder's file system.", free)
+        yield _gauge("foldin_state_capacity_bytes", "Size of the state folder's file system.", size)
+
+
+def _gauge(name: str, documentation: str, values: float | Mapping[str, float], label: str = "") -> GaugeMetricFamily:
+    last = name.rpartition("_")[2]
+    family = GaugeMetricFamily(
+        name, documentation, labels=[label] if label else [], unit=last if last in ("bytes", "seconds", "ratio") else ""
+    )
+    for key, value in values.items() if isinstance(values, Mapping) else [("", values)]:
+        family.add_metric([key] if label else [], value)
+    return family
+
+
+def _projected(manifest: Path) -> tuple[list[float], list[float]]:
+    """Return the share kept and the split rank of every projected tensor of a version that changed."""
+    tensors = json.loads(manifest.read_bytes())["tensors"].values()
+    changed = [
+        tensor for tensor in tensors if tensor["treatment"] == Treatment.PROJECTED and tensor["task_vector_norm"]
+    ]
+    return [tensor["kept"] for tensor in changed], [tensor["split_rank"] for tensor in changed]
+
+
+def _statistics(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": median(values), "max": max(values)} if values else {}
+
+
+def _disk_bytes(folder: Path) -> float:
+    """Return what the files below a folder take on disk; what vanishes meanwhile takes nothing."""
+    return float(sum(_allocated(Path(parent, name)) for parent, _, names in os.walk(folder) for name in names))
+
+
+def _ledger_bytes(folder: StateFolder) -> float:
+    return float(
+        sum(_allocated(folder.ledger.with_name(folder.ledger.name + suffix)) for suffix in ("", "-wal", "-shm"))
+    )
+
+
+def _allocated(path: Path) -> int:
+    try:
+        return path.lstat().st_blocks * 512  # the unit of st_blocks, whatever the file system's own
+    except OSError:
+        return 0

@@ -1,0 +1,45 @@
+"""Figures over all submissions, for those who watch the daemon. Methods block on the disk."""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+
+from foldind.state.database import Database
+from foldind.state.records import SubmissionState
+
+
+class Census:
+    """Counts of submissions, read from the ledger."""
+
+    def __init__(self, database: Database):
+        self._database = database
+        self._counting = threading.Lock()
+        self._counted = 0
+        self._transitions: Counter[SubmissionState] = Counter()
+
+    def submissions(self) -> Mapping[SubmissionState, int]:
+        """Return how many submissions are in each state."""
+        counts = dict.fromkeys(SubmissionState, 0)
+        for state, count in self._database.query("SELECT state, count(*) FROM submissions GROUP BY state"):
+            counts[SubmissionState(state)] = count
+        return counts
+
+    def queued_since(self) -> float | None:
+        """Return when the submission that waits longest was queued, in seconds since the epoch; None: none waits."""
+        found = self._database.query("SELECT min(updated_at) FROM submissions WHERE state = ?", SubmissionState.QUEUED)[
+            0
+        ][0]
+        return None if found is None else float(found)
+
+    def transitions(self) -> Mapping[SubmissionState, int]:
+        """Return how often submissions came into each state, since the state folder was made.
+
+        Events are only ever added, so each is counted once in the life of this object.
+        """
+        with self._counting:
+            for state, count, last in self._database.query(
+                "SELECT state, count(*), max(number) FROM events WHERE number > ? GROUP BY state", self._counted
+            ):
+                self._transitions[SubmissionState(state)] += count
+                self._counted = max(self._counted, last)
+            return {state: self._transitions[state] for state in SubmissionState}
