@@ -87,11 +87,13 @@ async def _run(
     service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes, metrics)
     metrics.add(StateCollector(folder, census, versions, service, supervisor))
     admission = Admission(folder, ledger, plan, settings)
-    uploads = Uploads(folder, ledger, admission, metrics)
-    copies = Copies(folder, admission, metrics)
-    submissions = SubmissionServicer(ledger, uploads, LocalPaths(folder, ledger, copies, settings), service, changes)
-    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes) if settings.inbox else None
-    if inbox:
+    uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
+    paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
+    submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
+    inbox = None
+    if settings.inbox:
+        copies = Copies(folder, admission, metrics.received["inbox"])
+        inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
         await asyncio.to_thread(inbox.prepare)
     healthiness = health.aio.HealthServicer()
 

@@ -16,7 +16,7 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if
 
 
 def about(log: logging.Logger, submission_id: str) -> "logging.LoggerAdapter[logging.Logger]":
-    """Return a log whose records carry a submission's id (empty: none): as a field, or before the text."""
+    """Return a log whose records carry a submission's id (if any): as the field `submission`, or before the text."""
     return logging.LoggerAdapter(log, {"submission": submission_id} if submission_id else {})
 
 

@@ -98,9 +98,8 @@ def test_by_default_nothing_is_allowed(daemon: Daemon, checkpoint: Checkpoint, t
     plan = Plan.from_json(folder.plan.read_bytes())
     with Database(tmp_path / "ledger.sqlite", create=True) as database:
         ledger, settings = Ledger(database), ServeSettings()
-        paths = LocalPaths(
-            folder, ledger, Copies(folder, Admission(folder, ledger, plan, settings), Metrics()), settings
-        )
+        copies = Copies(folder, Admission(folder, ledger, plan, settings), Metrics().received["path"])
+        paths = LocalPaths(folder, ledger, copies, settings)
         with pytest.raises(Forbidden, match="allowed_roots"):
             asyncio.run(paths.submit(str(task), NewSubmission({})))
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+from prometheus_client import Counter
+
 from foldind.errors import InvalidRequest, SourceChanged
 from foldind.intake.admission import Admission, content_digest
-from foldind.metrics import Door, Metrics
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_open_file, make_folder, remove, seal
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import NewSubmission
@@ -104,16 +105,21 @@ def open_source(source: Source, roots: Sequence[Path]) -> Iterator[BinaryIO]:
 
 
 class Copies:
-    """Makes submissions of files; blocks on the disk."""
+    """Makes submissions of files; blocks on the disk.
 
-    def __init__(self, folder: StateFolder, admission: Admission, metrics: Metrics):
+    Args:
+      folder: the state folder.
+      admission: what they have to pass.
+      received: counts the bytes that were copied.
+    """
+
+    def __init__(self, folder: StateFolder, admission: Admission, received: Counter):
         self._folder = folder
-        self._received = metrics.received
         self._admission = admission
+        self._received = received
 
     def take(
         self,
-        door: Door,
         sources: Mapping[str, Source],
         roots: Sequence[Path],
         description: NewSubmission,
@@ -123,7 +129,6 @@ class Copies:
         """Copy files, record the submission, and admit it.
 
         Args:
-          door: which way they came.
           sources: the files, by the names they are handed in under.
           roots: the folders that they must lie under.
           description: of the submission but for its files.
@@ -145,7 +150,7 @@ class Copies:
             for name, source in sources.items():
                 with open_source(source, roots) as file:
                     digests[name] = copy_open_file(file, copy / name, before_block)
-                self._received[door].inc(digests[name].size)
+                self._received.inc(digests[name].size)
             new = replace(description, files=digests, content_digest=content_digest(digests))
             submission = record(new)
             if submission.state is not SubmissionState.RECEIVING:

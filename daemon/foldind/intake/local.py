@@ -54,7 +54,7 @@ class LocalPaths:
         found = find_checkpoint(self._allowed(path))
         real = {name: self._allowed(str(source)) for name, source in found.items()}  # links may lead elsewhere
         sources = {name: look_at(source) for name, source in real.items()}
-        return self._copies.take("path", sources, self._settings.allowed_roots, description, self._record)
+        return self._copies.take(sources, self._settings.allowed_roots, description, self._record)
 
     def _record(self, new: NewSubmission) -> Submission:
         # By its content it finds the row that an interrupted call left.

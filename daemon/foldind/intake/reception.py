@@ -64,8 +64,7 @@ class Reception:
 
         name = shown(sight.name if sight.is_folder else sight.name.removesuffix(".safetensors"))[:MAX_TEXT]
         description = NewSubmission(files={}, name=name, request_id=sight.request_id)
-        taken = self._copies.take("inbox", ready.sources, self._roots, description, record, before_block)
-        return self._decisive(taken).id
+        return self._decisive(self._copies.take(ready.sources, self._roots, description, record, before_block)).id
 
     def refuse(self, sight: Sight, reason: str, seen_at: float) -> None:
         """File a drop that no submission can be made of.

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from foldind.errors import Busy, DigestMismatch, InvalidRequest, NotFound, OutOfRoom, WrongState
 from foldind.intake.admission import Admission, check_digests
 from foldind.logs import about
-from foldind.metrics import Metrics
 from foldind.state.durable import FileDigest, digest_file, is_disk_trouble, make_folder, preallocate, sync, write_at
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -102,11 +103,11 @@ class _Upload:
 class Uploads:
     """The uploads that are going on; for one event loop."""
 
-    def __init__(self, folder: StateFolder, ledger: Ledger, admission: Admission, metrics: Metrics):
+    def __init__(self, folder: StateFolder, ledger: Ledger, admission: Admission, received: Counter):
         self._folder = folder
         self._ledger = ledger
         self._admission = admission
-        self._received = metrics.received["grpc"]
+        self._received = received
         self._uploads: dict[str, _Upload] = {}
         self._opening = asyncio.Lock()
         self._in_flight = 0
