@@ -19,8 +19,13 @@ from foldind.state.versions import Versions
 log = logging.getLogger(__name__)
 
 
-def keep_house(folder: StateFolder, ledger: Ledger, versions: Versions, settings: ServeSettings) -> None:
-    """Bring the folder in line with the ledger, prune snapshots, give up uploads that went quiet. Raises OSError."""
+def keep_house(folder: StateFolder, ledger: Ledger, versions: Versions, settings: ServeSettings) -> bool:
+    """Bring the folder in line with the ledger, prune snapshots, give up uploads that went quiet. Raises OSError.
+
+    Returns:
+      Whether a submission changed its state.
+    """
+    changed = False
     point_latest(folder, versions)
     remove_dropped(folder, ledger, versions)
     for number in prune(folder, versions, settings.keep_snapshots, settings.lease):
@@ -31,7 +36,9 @@ def keep_house(folder: StateFolder, ledger: Ledger, versions: Versions, settings
             continue
         with suppress(WrongState):  # it was completed this moment
             ledger.withdraw(submission.id, "the upload was not completed in time")
+            changed = True
             about(log, submission.id).info("withdrawn, its upload was not completed in time")
+    return changed
 
 
 def undo_newest(number: int, folder: StateFolder, versions: Versions) -> tuple[Version, Version | None]:

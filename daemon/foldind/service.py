@@ -104,7 +104,8 @@ class MergeService:
             seen = self._changes.count
             self._pulse.beat()
             try:
-                await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings)
+                if await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings):
+                    self._changes.announce()  # to who watches it
                 self._pulse.beat()
                 async with self._head:
                     merged = await self._merge_next()

@@ -11,10 +11,10 @@ mark, *arguments = sys.argv[1:]
 keep_house = service.keep_house
 
 
-def hang(*given: object) -> None:
+def hang(*given: object) -> bool:
     if Path(mark).exists():
         threading.Event().wait()
-    keep_house(*given)  # type: ignore[arg-type]
+    return keep_house(*given)  # type: ignore[arg-type]
 
 
 pulse.STEP_SECONDS = 1
