@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults check format generate bench clean
+.PHONY: demo test test-long test-faults check format generate bench clean
 
 # Made from the project's own files; rebuilt when they change.
 $(VENV)/.ready: pyproject.toml deploy/constraints.txt
@@ -17,6 +17,9 @@ $(VENV)/.demo-ready: $(VENV)/.ready
 
 test: $(VENV)/.ready  ## The tests (under ten minutes)
 	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-long: $(VENV)/.ready  ## What takes minutes: sequences and storms at full length
+	$(BIN)/python -m pytest -m long
 
 test-faults: $(VENV)/.ready  ## Kills at random moments, for longer
 	$(BIN)/python -m pytest -m faults

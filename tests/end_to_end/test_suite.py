@@ -1,15 +1,18 @@
 """Real checkpoints through a real daemon, against the algorithm written down straight, in float64."""
 
 import random
+import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from foldin import Client
 from torch import Tensor
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, wait_for
+from tests.support.dropping import SETTINGS
 from tests.support.models import load_model
 
 ALPHA = 0.5
@@ -56,13 +59,25 @@ def merge(base: Tensors, tasks: list[Path]) -> Iterator[tuple[float, Tensors]]:
         yield lambda_, {name: tensor / lambda_ for name, tensor in accumulated.items()}
 
 
+def hand_in(client: Client, inbox: Path, task: Path, *, drop: bool) -> None:
+    """Submit a checkpoint over gRPC, or drop it into the watched folder and wait until it is in the queue."""
+    if not drop:
+        client.submit(task / "model.safetensors", name=task.name)
+        return
+    shutil.copytree(task, inbox / f".{task.name}")
+    (inbox / f".{task.name}").rename(inbox / task.name)
+    wait_for(lambda: client.list()[-1:] and client.list()[-1].name == task.name, f"{task.name} to be handed in", 60)
+
+
 @pytest.mark.suite
-def test_seven_tasks_in_any_order(suite: Path, tmp_path: Path, seed: int) -> None:
-    tasks = sorted((suite / "tasks").iterdir())
-    random.Random(seed).shuffle(tasks)
-    with Daemon(tmp_path / "state", suite / "base") as daemon, daemon.client() as client:
-        for task in tasks:
-            client.submit(task / "model.safetensors", name=task.name)
+@pytest.mark.parametrize("count", [4, pytest.param(7, marks=pytest.mark.long)])
+def test_tasks_in_any_order_through_both_doors(suite: Path, tmp_path: Path, seed: int, count: int) -> None:
+    tasks = random.Random(seed).sample(sorted((suite / "tasks").iterdir()), count)
+    inbox = tmp_path / "inbox"
+    daemon = Daemon(tmp_path / "state", suite / "base", "--inbox", str(inbox), environment=SETTINGS)
+    with daemon, daemon.client() as client:
+        for number, task in enumerate(tasks):
+            hand_in(client, inbox, task, drop=number % 2 == 1)
         client.wait(client.list()[-1].id)
         snapshots = client.snapshots()
         client.pull(to=tmp_path / "merged")

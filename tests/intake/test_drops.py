@@ -13,7 +13,7 @@ from foldind.errors import SourceChanged
 from foldind.intake.copies import Source, Stamp, look_at, open_source
 from foldind.intake.drops import Growing, Ready, Refused, Verdict, is_ignored, judge, observe
 
-from tests.checkpoints.hostile import ATTACKS, ENTRY, craft
+from tests.hostile.files import ATTACKS, ENTRY, craft
 from tests.support.wire import INDEX, SINGLE
 
 GOOD = craft({"a": ENTRY})
