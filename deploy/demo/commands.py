@@ -30,9 +30,14 @@ def run(console: Console, name: str, *arguments: str) -> None:
     Raises:
       subprocess.CalledProcessError: it failed; it has said why.
     """
-    console.print(f"[dim]$[/dim] {' '.join([name, *arguments])}", highlight=False, soft_wrap=True)
-    sys.stdout.flush()
+    show(console, name, *arguments)
     subprocess.run([program(name), *arguments], cwd=ROOT, check=True)
+
+
+def show(console: Console, *words: str) -> None:
+    """Show a command line that is about to be run."""
+    console.print(f"[dim]$[/dim] {' '.join(words)}", highlight=False, soft_wrap=True)
+    sys.stdout.flush()
 
 
 def succeeds(name: str, *arguments: str) -> bool:

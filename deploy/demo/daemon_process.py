@@ -19,22 +19,24 @@ class Daemon:
 
     Args:
       state: the state folder, relative to the repository.
+      inbox: the watched folder, likewise.
       log: file for what the daemon says.
 
     Raises:
       RuntimeError: on entering, it did not come up; the text has the end of its log.
     """
 
-    def __init__(self, state: str, log: Path) -> None:
+    def __init__(self, state: str, inbox: str, log: Path) -> None:
         self.address = f"127.0.0.1:{_free_port()}"
         self.http = f"127.0.0.1:{_free_port()}"
         """Where its metrics are."""
         self.keep = False
         """Whether to leave it running at the end."""
         self._log = log
+        addresses = ("--grpc", self.address, "--http", self.http)
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [program("foldind"), "serve", "--state", state, "--grpc", self.address, "--http", self.http],
+                [program("foldind"), "serve", "--state", state, "--inbox", inbox, *addresses],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

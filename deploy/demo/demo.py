@@ -17,6 +17,7 @@ import checkpoint
 import torch
 from commands import ROOT, program, run, succeeds
 from daemon_process import Daemon
+from dropping import drop
 from metrics import metrics_table
 from model import Encoder
 from report import Merge, accuracy_table, gain_kept, save_plot
@@ -28,6 +29,7 @@ from training import PRETRAINING_STEPS, Head, OnStep, accuracy, fine_tune, fine_
 SEED = 0
 PLACE = ".demo"
 STATE = f"{PLACE}/state"
+INBOX = f"{PLACE}/inbox"
 
 console = Console(highlight=False)
 Trained = TypeVar("Trained")
@@ -67,7 +69,7 @@ def demonstrate(keep: bool) -> None:
     checkpoint.save(base, ROOT / PLACE / "base")
     run(console, "foldind", "init", "--base", f"{PLACE}/base", "--state", STATE)
 
-    with Daemon(STATE, ROOT / PLACE / "daemon.log") as daemon:
+    with Daemon(STATE, INBOX, ROOT / PLACE / "daemon.log") as daemon:
         (ROOT / PLACE / "daemon.txt").write_text(f"{daemon.address} {daemon.pid}\n")
         console.print(f"The daemon listens on {daemon.address}; its log is {PLACE}/daemon.log")
         base_accuracies = measure(base, tasks, heads)
@@ -133,10 +135,16 @@ def measure(encoder: Encoder, tasks: list[Task], heads: dict[str, Head]) -> dict
 
 
 def merge(expert: Encoder, name: str, version: int, server: str) -> Encoder:
-    """Hand an expert to the daemon, and return the merged model that contains it, as downloaded."""
+    """Hand an expert to the daemon, through one door or the other, and return the merged model, as downloaded."""
     submitted, pulled = f"{PLACE}/checkpoints/{name}", f"{PLACE}/pulled/v{version}"
     checkpoint.save(expert, ROOT / submitted)
-    run(console, "foldin", "submit", submitted, "--name", name, "--wait", "--server", server)
+    if version % 2:
+        run(console, "foldin", "submit", submitted, "--name", name, "--wait", "--server", server)
+    else:  # the other door
+        receipt = drop(console, submitted, INBOX)
+        console.print(
+            f"Its receipt says: submission {receipt['submission']} is {receipt['state']}, v{receipt['version']}"
+        )
     run(console, "foldin", "pull", f"v{version}", "--to", pulled, "--server", server)
     return checkpoint.load(ROOT / pulled)
 
@@ -150,7 +158,7 @@ def tell_what_next(daemon: Daemon, versions: int, keep: bool) -> None:
         f"The daemon is running, with process id {daemon.pid}. Stop it with: kill {daemon.pid}"
         if keep
         else "The daemon is stopped; nothing is lost. Start it again with:\n"
-        f"  {foldind} serve --state {STATE} --grpc {daemon.address}",
+        f"  {foldind} serve --state {STATE} --inbox {INBOX} --grpc {daemon.address}",
         "Then try:" if not keep else "Try:",
         f"  {foldin} list {server}",
         *([f"  curl http://{daemon.http}/metrics"] if keep else []),
