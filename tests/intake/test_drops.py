@@ -4,7 +4,9 @@ import json
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -193,6 +195,22 @@ class TestFolders:
         is_refused(folder, "is not a regular file")
 
 
+@contextmanager
+def not_as_root(folder: Path) -> Iterator[None]:
+    """Be somebody to whom permissions mean something, and who can get to a folder of a test."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for place in (folder, *folder.parents):
+        if place.is_relative_to(tempfile.gettempdir()) and place.stat().st_uid == 0:
+            place.chmod(place.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 class TestOtherKinds:
     def test_a_pipe(self, inbox: Path) -> None:
         os.mkfifo(path := inbox / "a.safetensors")
@@ -213,30 +231,14 @@ class TestOtherKinds:
             pytest.skip("not even root may make devices here")
         is_refused(path, "is not a regular file")
 
-    @pytest.fixture
-    def another_user(self, tmp_path: Path) -> Iterator[None]:
-        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-            folder.chmod(0o755)
-        if os.geteuid() != 0:
-            yield
-            return
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-
-    def test_what_may_not_be_read(self, inbox: Path, another_user: None) -> None:
-        if os.geteuid() == 65534:
-            os.seteuid(0)
+    def test_what_may_not_be_read(self, inbox: Path) -> None:
         (path := inbox / "a.safetensors").write_bytes(GOOD)
-        path.chmod(0)
         (folder := inbox / "task").mkdir()
-        folder.chmod(0)
-        if os.geteuid() == 0:
-            os.seteuid(65534)
-        is_refused(path, "may not read 'a.safetensors'")
-        is_refused(folder, "may not read 'task'")
+        for place in (path, folder):
+            place.chmod(0)
+        with not_as_root(inbox):
+            is_refused(path, "may not read 'a.safetensors'")
+            is_refused(folder, "may not read 'task'")
 
 
 class TestLinks:
