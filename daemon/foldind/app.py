@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ _SERVICES = (
     snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"].full_name,
 )
 _CALLS_END_SECONDS = 2
+_THREADS = 32
 _STATUS_SECONDS = 1  # between two of them at the least: a merge reports many times a second
 
 
@@ -83,6 +85,8 @@ async def _run(
     census: Census,
     plan: Plan,
 ) -> None:
+    # Long copies and digests may not keep the loop, the metrics and short questions waiting for a thread.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
     changes, supervisor, metrics, systemd = Changes(), Supervisor(), Metrics(), Systemd()
     service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes, metrics)
     metrics.add(StateCollector(folder, census, versions, service, supervisor))
@@ -90,11 +94,7 @@ async def _run(
     uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
-    inbox = None
-    if settings.inbox:
-        copies = Copies(folder, admission, metrics.received["inbox"])
-        inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
-        await asyncio.to_thread(inbox.prepare)
+    inbox = await asyncio.to_thread(_inbox, folder, ledger, admission, settings, metrics, changes)
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -134,18 +134,35 @@ async def _run(
     for task in informing:
         task.cancel()
     submissions.draining = True
-    if inbox and watching:
+    if inbox:
         inbox.stop()
-        await watching
     await healthiness.enter_graceful_shutdown()
     # A running merge gets its grace, while watchers still see it finish, and probes over HTTP see why nothing is taken.
     await service.stop(merging)
+    if watching:
+        await watching
     # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who uses it.
     await server.stop(_CALLS_END_SECONDS)
     if http:
         await http.stop()
     log.info("stopped")
     merging.result()  # raises what ended the loop, if it did not end in order
+
+
+def _inbox(
+    folder: StateFolder,
+    ledger: Ledger,
+    admission: Admission,
+    settings: ServeSettings,
+    metrics: Metrics,
+    changes: Changes,
+) -> Inbox | None:
+    if not settings.inbox:
+        return None
+    copies = Copies(folder, admission, metrics.received["inbox"])
+    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
+    inbox.prepare()
+    return inbox
 
 
 async def _tell_status(systemd: Systemd, service: MergeService, changes: Changes) -> None:

@@ -186,4 +186,4 @@ threads = {merge.threads}  # per matrix product
 def _malformed(what: str, error: ValidationError) -> StateError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "value"
-    return StateError(f"{what}: {where}: {first['msg']}", "correct it; `foldind serve --help` lists the settings")
+    return StateError(f"{what}: {where}: {first['msg']}", "correct it; a new foldin.toml lists the settings")

@@ -159,7 +159,7 @@ def kill_at(nth: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 
         return step
 
-    for name in ("write_file", "move", "copy_file", "remove", "make_folder"):
+    for name in ("write_file", "move", "copy_open_file", "remove", "make_folder"):
         monkeypatch.setattr(filing, name, wrap(getattr(filing, name)))
     return lambda: calls >= nth
 
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_the_drop(inbox: Path, accepted: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(filing, "copy_file", full)
+        patched.setattr(filing, "copy_open_file", full)
         patched.setattr(filing, "write_file", full)
         with pytest.raises(OSError, match="No space"):
             file_it(inbox, path)

@@ -151,7 +151,7 @@ class Copies:
                 with open_source(source, roots) as file:
                     digests[name] = copy_open_file(file, copy / name, before_block)
                 self._received.inc(digests[name].size)
-            new = replace(description, files=digests, content_digest=content_digest(digests))
+            new = replace(description, files=digests, content_digest=content_digest(digests), uploaded=False)
             submission = record(new)
             if submission.state is not SubmissionState.RECEIVING:
                 return submission

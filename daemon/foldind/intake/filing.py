@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from foldind.errors import SourceChanged
+from foldind.intake.copies import look_at, open_source
 from foldind.intake.drops import ACCEPTED, REJECTED, Sight, observe
-from foldind.state.durable import TEMPORARY_SUFFIX, copy_file, make_folder, move, remove, sync, write_file
+from foldind.state.durable import TEMPORARY_SUFFIX, copy_open_file, make_folder, move, remove, sync, write_file
 
 MAX_NAME_BYTES = 200
 """Of what is filed; leaves room for the number of a name that is taken, and for the receipt's."""
@@ -61,11 +62,17 @@ def iso_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
+def real_path(path: Path) -> Path:
+    """Return where a path really leads, without links."""
+    return Path(os.path.realpath(path))
+
+
 class Filing:
     """Files what was dropped into one folder; blocks on the disk."""
 
     def __init__(self, inbox: Path):
         self._inbox = inbox
+        self._places = {name: real_path(inbox / name) for name in (ACCEPTED, REJECTED)}
 
     def prepare(self) -> None:
         """Make the two folders, and remove what an interruption left. Raises OSError."""
@@ -93,13 +100,12 @@ class Filing:
           SourceChanged: something else lies in its place, and stays there.
           OSError: the disk fails, or what was dropped cannot be moved.
         """
-        place = self._inbox / (ACCEPTED if receipt.accepted else REJECTED)
-        make_folder(place)
+        place = self._place(ACCEPTED if receipt.accepted else REJECTED)
         target = _target(place, receipt, sight)
-        if not _is_of(target, receipt.request_id):
-            write_file(_receipt_path(target), json.dumps(asdict(receipt), indent=1).encode() + b"\n")
         source = self._inbox / sight.name
         self._check_same(source, sight)
+        if not _is_of(target, receipt.request_id):
+            write_file(_receipt_path(target), json.dumps(asdict(receipt), indent=1).encode() + b"\n")
         if os.path.lexists(target):  # copied from another device before an interruption
             self._discard(source, sight)
             return target
@@ -112,6 +118,13 @@ class Filing:
         else:
             self._check_moved(target, source, sight)
         return target
+
+    def _place(self, name: str) -> Path:
+        # A link to another device may be there from the start; one that is put there later could lead anywhere.
+        make_folder(place := self._inbox / name)
+        if real_path(place) not in (self._places[name], real_path(self._inbox) / name):
+            raise PermissionError(errno.EPERM, "leads somewhere else than when the daemon started", str(place))
+        return place
 
     def _copy_over(self, source: Path, sight: Sight, target: Path) -> None:
         temporary = target.with_name(f"{_OURS}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
@@ -196,7 +209,8 @@ def _copy(source: Path, target: Path) -> None:
         for entry in source.iterdir():
             _copy(entry, target / entry.name)
     elif stat.S_ISREG(status.st_mode):
-        copy_file(source, target)
+        with open_source(look_at(source), (source.parent,)) as file:
+            copy_open_file(file, target)
     else:
         os.mknod(target, status.st_mode, status.st_rdev)
     with suppress(OSError):

@@ -13,7 +13,6 @@ look come sooner.
 import asyncio
 import errno
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,8 @@ from foldind.checkpoints.checkpoint import Limits
 from foldind.config import ServeSettings
 from foldind.errors import CheckpointRefused, FoldinError, InvalidRequest, ShuttingDown, SourceChanged, StateError
 from foldind.intake.copies import Copies
-from foldind.intake.drops import Growing, Ready, Refused, Sight, Verdict, is_ignored, judge, observe
+from foldind.intake.drops import ACCEPTED, REJECTED, Growing, Ready, Refused, Sight, Verdict, is_ignored, judge, observe
+from foldind.intake.filing import real_path
 from foldind.intake.hints import Hints
 from foldind.intake.reception import Reception
 from foldind.logs import about
@@ -99,7 +99,7 @@ class Inbox:
         Raises:
           StateError: it cannot be used.
         """
-        mine, state = Path(os.path.realpath(self._path)), Path(os.path.realpath(self._state))
+        mine, state = real_path(self._path), real_path(self._state)
         if mine.is_relative_to(state) or state.is_relative_to(mine):
             raise StateError(
                 f"the inbox {self._path} and the state folder {self._state} lie in one another",
@@ -108,11 +108,15 @@ class Inbox:
         try:
             self._path.mkdir(exist_ok=True)
             self._reception.prepare()
+            places = [real_path(self._path / name) for name in (ACCEPTED, REJECTED)]
         except OSError as error:
             raise StateError(
                 f"the inbox {self._path} cannot be used ({error})",
                 "name a folder with --inbox in which the daemon may write",
             ) from error
+
+        if led := [place for place in places if place.is_relative_to(state)]:
+            raise StateError(f"the inbox {self._path} leads into the state folder, to {led[0]}", "remove that link")
 
     async def run(self) -> None:
         """Look, again and again, until `stop`."""

@@ -2,14 +2,12 @@
 
 import asyncio
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names, choose_files
 from foldind.config import ServeSettings
 from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
 from foldind.intake.copies import Copies, look_at
-from foldind.intake.uploads import RECEIVED_SUFFIX
 from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -57,20 +55,13 @@ class LocalPaths:
         return self._copies.take(sources, self._settings.allowed_roots, description, self._record)
 
     def _record(self, new: NewSubmission) -> Submission:
-        # By its content it finds the row that an interrupted call left.
         submission = self._ledger.create(new)
-        if submission.state is SubmissionState.RECEIVING and self._is_uploading(submission):
-            # Of the same content: whichever is complete first is taken.
-            submission = self._ledger.create(replace(new, content_digest=""))
-            if self._is_uploading(submission):
-                raise Conflict(
-                    f"request id {new.request_id!r} belongs to an upload in progress, {submission.id}",
-                    "use another request id",
-                )
+        if submission.state is SubmissionState.RECEIVING and submission.uploaded:
+            raise Conflict(
+                f"request id {new.request_id!r} belongs to an upload in progress, {submission.id}",
+                "use another request id",
+            )
         return submission
-
-    def _is_uploading(self, submission: Submission) -> bool:
-        return any(self._folder.submission(submission.id).glob(f"*{RECEIVED_SUFFIX}"))
 
     def _allowed(self, path: str) -> Path:
         real = Path(os.path.realpath(path))

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2 * 1024 * 1024
 MAX_CHUNKS_IN_FLIGHT = 8
+MAX_COMMITS_AT_ONCE = 2
+"""Each reads a whole checkpoint; more of them make none faster."""
 RECEIVED_SUFFIX = ".received"
 
 Ranges = list[tuple[int, int]]
@@ -110,6 +112,7 @@ class Uploads:
         self._received = received
         self._uploads: dict[str, _Upload] = {}
         self._opening = asyncio.Lock()
+        self._committing = asyncio.Semaphore(MAX_COMMITS_AT_ONCE)
         self._in_flight = 0
 
     async def create(self, new: NewSubmission) -> tuple[Submission, dict[str, Ranges]]:
@@ -185,7 +188,8 @@ class Uploads:
             await upload.idle.wait()
             submission = await asyncio.to_thread(self._ledger.get, submission_id)
             if submission.state is SubmissionState.RECEIVING:
-                submission = await asyncio.to_thread(self._close, submission_id, upload, files)
+                async with self._committing:
+                    submission = await asyncio.to_thread(self._close, submission_id, upload, files)
                 self._uploads.pop(submission_id, None)
         return submission
 
@@ -222,6 +226,11 @@ class Uploads:
             submission = await asyncio.to_thread(self._ledger.get, submission_id)
             if submission.state is not SubmissionState.RECEIVING:
                 raise WrongState(f"submission {submission_id} is {submission.state}", "it takes no more bytes")
+            if not submission.uploaded:
+                raise WrongState(
+                    f"submission {submission_id} is being copied from the daemon's own file system",
+                    "it takes no bytes; wait until it is queued",
+                )
             upload = _Upload(self._folder.submission(submission_id), submission.files)
             try:
                 await asyncio.to_thread(self._make_files, upload)

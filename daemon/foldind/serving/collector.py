@@ -51,7 +51,7 @@ class StateCollector(Collector):
         for part in parts:
             try:
                 yield from list(part())
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, sqlite3.Error, ValueError, KeyError) as error:
                 log.warning("some metrics are left out: %s", error)
 
     def _process(self) -> Iterator[Metric]:
@@ -68,7 +68,7 @@ class StateCollector(Collector):
         peak = self.supervisor.peak_resident_bytes
         yield _gauge(
             "foldin_worker_peak_resident_bytes",
-            "Peak resident memory of the worker in its last fold; before the first, what its imports take.",
+            "Peak resident memory of the worker in the last fold it finished; before the first, what its imports take.",
             float(peak),
         )
 

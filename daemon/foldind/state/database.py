@@ -10,7 +10,7 @@ from typing import Self
 
 from foldind.errors import StateError
 
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = """
 CREATE TABLE submissions (
@@ -25,6 +25,7 @@ CREATE TABLE submissions (
   files TEXT NOT NULL,               -- JSON object: name -> [size, sha256]
   partial INTEGER NOT NULL,
   forced INTEGER NOT NULL,
+  uploaded INTEGER NOT NULL DEFAULT 1, -- whether its bytes arrive in chunks
   attempts INTEGER NOT NULL DEFAULT 0,
   content_digest TEXT NOT NULL DEFAULT '',
   bytes_kept INTEGER NOT NULL DEFAULT 1,

@@ -199,7 +199,10 @@ def remove(path: Path) -> None:
             doomed = path.with_name(path.name + TEMPORARY_SUFFIX)
             if doomed.exists():
                 shutil.rmtree(doomed)
-            path = path.rename(doomed)
+            try:
+                path = path.rename(doomed)
+            except FileNotFoundError:  # another thread was faster
+                return
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -31,6 +31,8 @@ class NewSubmission:
     forced: bool = False
     content_digest: str = ""
     """Empty where the digests are not known yet."""
+    uploaded: bool = True
+    """Whether its bytes arrive in chunks; else nobody joins it while it is RECEIVING."""
 
 
 class Ledger:
@@ -56,17 +58,16 @@ class Ledger:
             if new.content_digest:
                 # One that is taken by force joins its own broken upload, and nothing else.
                 known = None if new.forced else rows.with_content(connection, new.content_digest, *QUEUED_OR_MERGED)
-                known = known or rows.open_upload(
-                    connection, new.content_digest, partial=new.partial, forced=new.forced
-                )
+                if new.uploaded and not known:
+                    known = rows.open_upload(connection, new.content_digest, partial=new.partial, forced=new.forced)
                 if known:
                     rows.record_request(connection, new.request_id, known.id)
                     return known
             now = time.time()
             submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
             connection.execute(
-                "INSERT INTO submissions (id, name, labels, state, files, partial, forced, content_digest,"
-                " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO submissions (id, name, labels, state, files, partial, forced, uploaded, content_digest,"
+                " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     submission_id,
                     new.name,
@@ -75,7 +76,8 @@ class Ledger:
                     json.dumps(new.files),
                     new.partial,
                     new.forced,
-                    new.content_digest,
+                    new.uploaded,
+                    new.content_digest if new.uploaded else "",
                     now,
                     now,
                 ),

@@ -71,6 +71,8 @@ class Submission:
     """Seconds since the epoch."""
     bytes_kept: bool
     """Whether its files are still in the state folder."""
+    uploaded: bool = True
+    """Whether its bytes arrive in chunks; else they are copied from the daemon's own file system."""
 
 
 @dataclass(frozen=True)

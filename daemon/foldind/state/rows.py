@@ -86,7 +86,7 @@ def open_upload(
     """Return the oldest open upload of a content that was described alike, if there is one."""
     return find_one(
         connection,
-        "content_digest = ? AND state = ? AND partial = ? AND forced >= ?",
+        "content_digest = ? AND state = ? AND partial = ? AND forced >= ? AND uploaded",
         content_digest,
         RECEIVING,
         partial,
@@ -146,6 +146,7 @@ def submission_of(row: sqlite3.Row) -> Submission:
         files=digests(row["files"]),
         partial=bool(row["partial"]),
         forced=bool(row["forced"]),
+        uploaded=bool(row["uploaded"]),
         attempts=row["attempts"],
         content_digest=row["content_digest"],
         created_at=row["created_at"],
