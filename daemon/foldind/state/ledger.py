@@ -32,7 +32,7 @@ class NewSubmission:
     content_digest: str = ""
     """Empty where the digests are not known yet."""
     uploaded: bool = True
-    """Whether its bytes arrive in chunks; else nobody joins it while it is RECEIVING."""
+    """Whether its bytes arrive in chunks; an upload and a copy never join each other while they arrive."""
 
 
 class Ledger:
@@ -58,8 +58,9 @@ class Ledger:
             if new.content_digest:
                 # One that is taken by force joins its own broken upload, and nothing else.
                 known = None if new.forced else rows.with_content(connection, new.content_digest, *QUEUED_OR_MERGED)
-                if new.uploaded and not known:
-                    known = rows.open_upload(connection, new.content_digest, partial=new.partial, forced=new.forced)
+                known = known or rows.arriving(
+                    connection, new.content_digest, partial=new.partial, forced=new.forced, uploaded=new.uploaded
+                )
                 if known:
                     rows.record_request(connection, new.request_id, known.id)
                     return known
@@ -77,7 +78,7 @@ class Ledger:
                     new.partial,
                     new.forced,
                     new.uploaded,
-                    new.content_digest if new.uploaded else "",
+                    new.content_digest,
                     now,
                     now,
                 ),

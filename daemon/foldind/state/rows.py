@@ -80,17 +80,18 @@ def with_content(connection: sqlite3.Connection, content_digest: str, *states: S
     return find_one(connection, f"content_digest = ? AND state IN ({marks})", content_digest, *states)
 
 
-def open_upload(
-    connection: sqlite3.Connection, content_digest: str, *, partial: bool, forced: bool
+def arriving(
+    connection: sqlite3.Connection, content_digest: str, *, partial: bool, forced: bool, uploaded: bool
 ) -> Submission | None:
-    """Return the oldest open upload of a content that was described alike, if there is one."""
+    """Return the oldest one still arriving of a content that came and was described alike, if there is one."""
     return find_one(
         connection,
-        "content_digest = ? AND state = ? AND partial = ? AND forced >= ? AND uploaded",
+        "content_digest = ? AND state = ? AND partial = ? AND forced >= ? AND uploaded = ?",
         content_digest,
         RECEIVING,
         partial,
         forced,
+        uploaded,
     )
 
 
