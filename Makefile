@@ -16,7 +16,7 @@ $(VENV)/.demo-ready: $(VENV)/.ready
 	touch $@
 
 test: $(VENV)/.ready  ## The tests (under ten minutes)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.ready  ## What takes minutes: sequences and storms at full length
 	$(BIN)/python -m pytest -m long

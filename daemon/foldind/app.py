@@ -111,12 +111,12 @@ async def _run(
     http = HttpServer(settings.http) if settings.http else None
 
     if http:
-        await http.start(application(metrics.registry, lambda: service.unready_reason))
+        await http.start(application(metrics.registry, lambda: service.gets_on, lambda: service.unready_reason))
         log.info("metrics and health on http://%s", http.address)
     await server.start()
     merging = asyncio.create_task(service.run())
     watching = asyncio.create_task(inbox.run()) if inbox else None
-    stop = _on_signal(merging)
+    stop = _on_signal_or_end(*(task for task in (merging, watching) if task))
     for name in ("", *_SERVICES):
         await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
     host = settings.grpc.rpartition(":")[0]
@@ -173,10 +173,11 @@ async def _tell_status(systemd: Systemd, service: MergeService, changes: Changes
         await asyncio.sleep(_STATUS_SECONDS)
 
 
-def _on_signal(merging: "asyncio.Task[None]") -> asyncio.Event:
+def _on_signal_or_end(*tasks: "asyncio.Task[None]") -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    merging.add_done_callback(lambda _: stop.set())  # the loop ends early only when something is wrong
+    for task in tasks:
+        task.add_done_callback(lambda _: stop.set())  # they end early only when something is wrong
     return stop

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -32,13 +32,19 @@ def configure(level: str, log_format: LogFormat) -> None:
     if log_format == "json":
         formatter = JsonFormatter(_FIELDS, rename_fields=_RENAMED)
     else:
-        formatter = logging.Formatter(_CONSOLE)
+        formatter = _ConsoleFormatter(_CONSOLE)
         handler.addFilter(_for_console)
     formatter.converter = time.gmtime
     formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
     formatter.default_msec_format = "%s.%03dZ"
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(line.translate(_ESCAPED) for line in lines)
 
 
 def _for_console(record: logging.LogRecord) -> bool:

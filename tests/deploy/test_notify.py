@@ -1,6 +1,7 @@
 """What a service manager is told, over a real notification socket."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from foldind.systemd import READY, WATCHDOG, Systemd
 
 from tests.faults.processes import FaultDaemon
 from tests.support.daemon import Daemon, wait_for
+from tests.support.http import ask
 from tests.support.models import base_tensors, make_base
 from tests.support.wire import Daemons, Wire, fine_tuned, single, state
 
@@ -110,12 +112,15 @@ def test_a_loop_that_hangs_starves_the_watchdog(manager: Manager, tmp_path: Path
     )
     try:
         daemon.start_warm()
+        [address] = re.findall(r"health on http://(\S+)", daemon.text)
+        assert ask(f"http://{address}/healthz").status == 200
         assert manager.listen(3).count(WATCHDOG) >= 5, "a loop that idles is no loop that hangs"
         mark.touch()
         manager.wait_for_silence(1)
         # The event loop is alive: it is the merge loop that hangs.
         with Wire(daemon) as wire:
             assert state(wire.upload(single(fine_tuned(base_tensors())))) == "QUEUED"
+        assert ask(f"http://{address}/healthz").status == 503, "other service managers see it too"
     finally:
         daemon.kill()
 

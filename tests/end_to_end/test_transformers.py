@@ -136,7 +136,7 @@ def test_an_encoder(transformers: Any, bert: tuple[Any, Path], serve: Callable[.
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("t5", marks=pytest.mark.long)])
 def test_tied_embeddings(
     transformers: Any, request: pytest.FixtureRequest, serve: Callable[..., Client], tmp_path: Path, family: str
 ) -> None:
@@ -176,6 +176,7 @@ def test_tied_embeddings(
 
 
 @torch.no_grad()
+@pytest.mark.long
 def test_shards_in_bfloat16(
     transformers: Any, bert: tuple[Any, Path], serve: Callable[..., Client], tmp_path: Path
 ) -> None:

@@ -12,11 +12,11 @@ WORKER = (Victim.WORKER,)
 
 
 def test_some_kills_of_the_daemon(reference: Reference, tmp_path: Path, seed: int) -> None:
-    print(strike(reference, tmp_path, seed, DAEMON, kills=6, per_round=6, submissions=5))
+    print(strike(reference, tmp_path, seed, DAEMON, kills=4, per_round=4, submissions=4))
 
 
 def test_some_kills_of_the_worker(reference: Reference, tmp_path: Path, seed: int) -> None:
-    print(strike(reference, tmp_path, seed, WORKER, kills=3, per_round=3, submissions=4))
+    print(strike(reference, tmp_path, seed, WORKER, kills=2, per_round=2, submissions=3))
 
 
 @pytest.mark.faults

@@ -236,9 +236,13 @@ class TestOtherKinds:
         (folder := inbox / "task").mkdir()
         for place in (path, folder):
             place.chmod(0)
+        (listed := inbox / "listed").mkdir()
+        (listed / SINGLE).write_bytes(GOOD)
+        listed.chmod(0o444)
         with not_as_root(inbox):
             is_refused(path, "may not read 'a.safetensors'")
             is_refused(folder, "may not read 'task'")
+            is_refused(listed, "may not read 'listed'")
 
 
 class TestLinks:

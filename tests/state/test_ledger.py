@@ -193,6 +193,17 @@ class TestQueue:
         ledger.reject(first.id, "bad")
         assert ledger.take_next().id == third.id  # type: ignore[union-attr]
 
+    def test_a_disk_that_stays_full_does_not_fill_the_ledger(self, ledger: Ledger) -> None:
+        submission = queued(ledger)
+        for detail in ("full", "full", "full", "failing", "failing", "full"):
+            ledger.take_next()
+            ledger.requeue(submission.id, detail)
+        told = [(event.state, event.detail) for event in ledger.history(submission.id)]
+        assert told[:2] == [(RECEIVING, ""), (QUEUED, "")]
+        assert told[2:] == [
+            part for detail in ("full", "failing", "full") for part in ((MERGING, ""), (QUEUED, detail))
+        ]
+
     def test_only_a_merging_one_is_put_back(self, ledger: Ledger) -> None:
         submission = bring(ledger, WITHDRAWN)
         ledger.requeue(submission.id, "too late")

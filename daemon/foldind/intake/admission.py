@@ -30,7 +30,7 @@ MAX_FILES = 2_000
 RESERVED_REQUESTS = "inbox "
 """What the request ids of drops begin with."""
 RESERVED_BYTES = 64 * 1024 * 1024
-"""Disk space that uploads leave to the ledger."""
+"""Disk space that submissions leave to the ledger."""
 
 
 def check_request_id(request_id: str) -> None:
@@ -70,6 +70,9 @@ class Admission:
         """Of headers and indexes."""
         float32_bytes = sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in plan.tensors)
         self._max_bytes = 2 * float32_bytes + 1024**3
+        published_bytes = sum(ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape) for tensor in plan.tensors)
+        # Were the disk filled with what waits, nothing could be merged, and so nothing would ever be removed.
+        self._reserved_bytes = RESERVED_BYTES + float32_bytes + published_bytes
 
     def check_announced(self, new: NewSubmission) -> None:
         """Check what can be checked before any byte arrives.
@@ -97,12 +100,12 @@ class Admission:
             raise InvalidRequest(f"{len(new.labels or {})} labels were given", f"give at most {MAX_LABELS}")
 
     def check_room(self, files: Mapping[str, FileDigest]) -> None:
-        """Check that the disk has room for the bytes announced. Raises OutOfRoom."""
+        """Check that the disk has room for the bytes announced, and for a merge besides. Raises OutOfRoom."""
         disk = os.statvfs(self._folder.submissions)
-        free, needed = disk.f_bavail * disk.f_frsize, _total(files) + RESERVED_BYTES
+        free, needed = disk.f_bavail * disk.f_frsize, _total(files) + self._reserved_bytes
         if needed > free:
             raise OutOfRoom(
-                f"the daemon's disk has {free} bytes free, and the submission needs {needed}",
+                f"the daemon's disk has {free} bytes free; the submission and its merge need {needed}",
                 "submit again once the operator has made room",
             )
 

@@ -3,9 +3,11 @@
 `observe` takes its stamps and opens nothing; `judge` reads headers, and is asked once the stamps have come to rest.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -109,12 +111,13 @@ def observe(path: Path) -> Sight:
     if links:
         stamps.append((_TARGET, _stamp(path)))
     if is_folder := _is_folder(path):
-        for entry in _entries(path):
-            if entry.name.endswith(_WEIGHTS) or entry.name in _DESCRIPTIONS:
-                stamps.append((entry.name, Stamp.of(entry.stat(follow_symlinks=False))))
-                if entry.is_symlink():
-                    links = True
-                    stamps.append((entry.name + _TARGET, _stamp(path / entry.name)))
+        with suppress(PermissionError):  # the verdict says so
+            for entry in _entries(path):
+                if entry.name.endswith(_WEIGHTS) or entry.name in _DESCRIPTIONS:
+                    stamps.append((entry.name, Stamp.of(entry.stat(follow_symlinks=False))))
+                    if entry.is_symlink():
+                        links = True
+                        stamps.append((entry.name + _TARGET, _stamp(path / entry.name)))
     return Sight(path.name, is_folder, links, tuple(stamps))
 
 
@@ -162,7 +165,8 @@ def _folder(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> 
         raise CheckpointRefused(f"{path.name!r} holds {MAX_ENTRIES} files or more", "drop a folder of one checkpoint")
     chosen = choose_files(names)
     if not chosen:
-        os.scandir(path).close()  # says so if that is because it cannot be read
+        if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, "may not be read", str(path))
         raise CheckpointIncomplete(
             f"{path.name!r} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)"
         )
@@ -226,11 +230,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(islice(entries, MAX_ENTRIES), key=lambda entry: entry.name)
-    except PermissionError:
-        return []
+    with os.scandir(path) as entries:
+        return sorted(islice(entries, MAX_ENTRIES), key=lambda entry: entry.name)
 
 
 def _stamp(path: Path) -> Stamp | None:

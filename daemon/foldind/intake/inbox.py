@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 LEAST_SECONDS = 0.1
 """Between two looks."""
+LOOK_SECONDS = 2
+"""What is settled meanwhile does not wait longer for its receipt, but for the copy that is being made."""
 
 
 @dataclass
@@ -201,7 +203,7 @@ class Inbox:
             if now >= max(drop.not_before, drop.since + settings.inbox_settle) and drop.awaited not in unsettled
         ]
         for drop in sorted(due, key=lambda drop: drop.turn):
-            if self._stopping.is_set():
+            if self._stopping.is_set() or time.monotonic() > now + LOOK_SECONDS:
                 break
             self._attend(drop, announce)
         if due:

@@ -19,11 +19,14 @@ _KEEP_ALIVE_SECONDS = 5
 _REQUESTS_END_SECONDS = 2
 
 
-def application(registry: CollectorRegistry, unready_reason: Callable[[], str]) -> Starlette:
+def application(
+    registry: CollectorRegistry, gets_on: Callable[[], bool], unready_reason: Callable[[], str]
+) -> Starlette:
     """Return the routes.
 
     Args:
       registry: what /metrics exposes; it is read off the event loop, by one request at a time.
+      gets_on: whether the daemon is not stuck; if it is, only a restart helps.
       unready_reason: why work should not be sent here at the moment, a sentence; empty: it may be.
     """
     scraping = asyncio.Lock()
@@ -35,7 +38,7 @@ def application(registry: CollectorRegistry, unready_reason: Callable[[], str]) 
         return Response(content, headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
-        return PlainTextResponse("ok\n")
+        return PlainTextResponse("ok\n") if gets_on() else PlainTextResponse("stuck\n", status_code=503)
 
     async def readyz(request: Request) -> Response:
         reason = unready_reason()

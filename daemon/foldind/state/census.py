@@ -34,7 +34,7 @@ class Census:
     def transitions(self) -> Mapping[SubmissionState, int]:
         """Return how often submissions came into each state, since the state folder was made.
 
-        Events are only ever added, so each is counted once in the life of this object.
+        Each event is counted once in the life of this object. None that ends a submission is ever removed.
         """
         with self._counting:
             for state, count, last in self._database.query(

@@ -128,6 +128,7 @@ class Ledger:
         with self._database.transaction() as connection:
             if rows.existing(connection, submission_id).state is MERGING:
                 rows.move(connection, submission_id, QUEUED, detail)
+                rows.forget_repetition(connection, submission_id)
 
     def count_attempt(self, submission_id: str, detail: str, max_attempts: int) -> Submission:
         """Record that folding a submission failed; it is queued again, or QUARANTINED after max_attempts.

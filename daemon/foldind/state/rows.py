@@ -51,6 +51,16 @@ def record_event(connection: sqlite3.Connection, submission_id: str, state: Subm
     )
 
 
+def forget_repetition(connection: sqlite3.Connection, submission_id: str) -> None:
+    """Forget the last two transitions where they only repeat the two before: a disk may stay full for days."""
+    last = connection.execute(
+        "SELECT number, state, detail FROM events WHERE submission_id = ? ORDER BY number DESC LIMIT 4", [submission_id]
+    ).fetchall()
+    said = [(row["state"], row["detail"]) for row in last]
+    if len(said) == 4 and said[:2] == said[2:]:
+        connection.execute("DELETE FROM events WHERE number IN (?, ?)", (last[0]["number"], last[1]["number"]))
+
+
 def record_request(connection: sqlite3.Connection, request_id: str, submission_id: str) -> None:
     """Record which submission a request id means from now on; an empty one means none."""
     if request_id:
