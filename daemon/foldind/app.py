@@ -89,12 +89,12 @@ async def _run(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
     changes, supervisor, metrics, systemd = Changes(), Supervisor(), Metrics(), Systemd()
     service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes, metrics)
-    metrics.add(StateCollector(folder, census, versions, service, supervisor))
     admission = Admission(folder, ledger, plan, settings)
     uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
     inbox = await asyncio.to_thread(_inbox, folder, ledger, admission, settings, metrics, changes)
+    metrics.add(StateCollector(folder, census, versions, service, supervisor, inbox))
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])

@@ -106,6 +106,28 @@ def test_the_watched_folder_is_a_door(past: History, tmp_path: Path, start_daemo
     assert samples("foldin_received_bytes_total", door="path") == 0
 
 
+def test_trouble_in_the_watched_folder(past: History, tmp_path: Path, start_daemon: Daemons) -> None:
+    inbox = tmp_path / "inbox"
+    settings = {"FOLDIN_INBOX_SETTLE": "0.1", "FOLDIN_INBOX_POLL": "0.2", "FOLDIN_INBOX_STALE": "0"}
+    daemon = start_daemon(past.copy(tmp_path / "state"), None, "--inbox", str(inbox), environment=settings)
+
+    def drops() -> tuple[float, float, float]:
+        samples = scrape(daemon.http)
+        return tuple(samples(f"foldin_inbox_{name}") for name in ("drops", "stuck_drops", "failing"))  # type: ignore[return-value]
+
+    assert drops() == (0, 0, 0)
+    shutil.rmtree(inbox / "rejected")
+    (inbox / "rejected").write_text("in the way")
+    (inbox / "wrong.bin").write_text("")
+    wait_for(lambda: drops() == (1, 1, 0), "the drop that cannot be filed")
+    (inbox / "rejected").unlink()
+    wait_for(lambda: drops() == (0, 0, 0), "it to be filed")
+    inbox.rename(tmp_path / "away")
+    wait_for(lambda: drops() == (0, 0, 1), "the folder to be missed")
+    (tmp_path / "away").rename(inbox)
+    wait_for(lambda: drops() == (0, 0, 0), "it to be found again")
+
+
 def test_what_is_not_merged_is_not_observed(fresh: Daemon) -> None:
     tensors = fine_tuned(base_tensors())
     tensors["logit_scale"] = tensors["logit_scale"] * float("nan")

@@ -93,7 +93,8 @@ class Inbox:
         self._drops: dict[str, _Drop] = {}
         self._stopping = threading.Event()
         self._wake = asyncio.Event()
-        self._told = ""
+        self.trouble = ""
+        """Why it cannot be looked through at present; empty when it can."""
 
     def prepare(self) -> None:
         """Make the folder, if it is not there, and the two in it.
@@ -139,7 +140,7 @@ class Inbox:
                 try:
                     await asyncio.to_thread(hints.follow)
                     pause = await asyncio.to_thread(self._look, announce)
-                    self._told = ""
+                    self.trouble = ""
                     await self._rest(pause, seen)
                 except Exception as error:
                     self._tell(error)
@@ -151,6 +152,14 @@ class Inbox:
         """End `run`; a copy that is being made is left, and made again after the next start."""
         self._stopping.set()
         self._wake.set()
+
+    def drops(self) -> tuple[int, int]:
+        """Return how many drops are there that nothing has become of yet, and how many of them something is wrong with.
+
+        The latter cannot be copied, or filed.
+        """
+        drops = list(self._drops.values())
+        return len(drops), sum(bool(drop.told) for drop in drops)
 
     async def _rest(self, pause: float, seen: int) -> None:
         """Wait for a hint, for a submission that is awaited, or so many seconds; and long enough in any case."""
@@ -177,8 +186,8 @@ class Inbox:
             await asyncio.sleep(LEAST_SECONDS)
 
     def _tell(self, error: Exception) -> None:
-        if str(error) != self._told:  # say it once
-            self._told = str(error)
+        if str(error) != self.trouble:  # say it once
+            self.trouble = str(error)
             log.warning(
                 "the inbox %s cannot be looked through, and is tried again every few seconds: %s",
                 self._path,
@@ -231,6 +240,7 @@ class Inbox:
     def _attend(self, drop: _Drop, announce: Callable[[], None]) -> None:
         try:
             self._advance(drop, announce)
+            drop.told = ""
         except SourceChanged as error:
             log.info("%s; it has to come to rest first", error.reason)
             drop.since, drop.verdict = time.monotonic(), None  # it has to come to rest first

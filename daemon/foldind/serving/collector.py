@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from foldind.checkpoints.plan import Treatment
+from foldind.intake.inbox import Inbox
 from foldind.service import PAUSES, MergeService
 from foldind.state.census import Census
 from foldind.state.folder import StateFolder
@@ -44,10 +45,17 @@ class StateCollector(Collector):
     versions: Versions
     service: MergeService
     supervisor: Supervisor
+    inbox: Inbox | None
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; what cannot be read at the moment is left out."""
-        parts: tuple[Callable[[], Iterable[Metric]], ...] = (self._process, self._submissions, self._model, self._disk)
+        parts: tuple[Callable[[], Iterable[Metric]], ...] = (
+            self._process,
+            self._inbox,
+            self._submissions,
+            self._model,
+            self._disk,
+        )
         for part in parts:
             try:
                 yield from list(part())
@@ -71,6 +79,13 @@ class StateCollector(Collector):
             "Peak resident memory of the worker in the last fold it finished; before the first, what its imports take.",
             float(peak),
         )
+
+    def _inbox(self) -> Iterator[Metric]:
+        failing = bool(self.inbox and self.inbox.trouble)
+        yield _gauge("foldin_inbox_failing", "Whether the watched folder cannot be looked through.", float(failing))
+        there, stuck = self.inbox.drops() if self.inbox else (0, 0)
+        yield _gauge("foldin_inbox_drops", "Drops in the watched folder that are not filed yet.", there)
+        yield _gauge("foldin_inbox_stuck_drops", "Those of them that cannot be copied or moved at present.", stuck)
 
     def _submissions(self) -> Iterator[Metric]:
         counts = self.census.submissions()
