@@ -106,10 +106,7 @@ class FaultDaemon(Daemon):
 
         def running() -> psutil.Process | None:
             worker = self.worker
-            # Stopped between fork and exec, it would stop the daemon too, which waits for the exec.
-            if worker is None or worker.pid == other_than or "foldind.worker" not in worker.cmdline():
-                return None
-            return worker
+            return None if worker is None or worker.pid == other_than else worker
 
         return wait_for(running, "a worker")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -77,8 +78,13 @@ class Daemon:
     @property
     def worker(self) -> psutil.Process | None:
         """The worker process, if one runs."""
-        with_worker = [child for child in psutil.Process(self.pid).children() if child.is_running()]
-        return with_worker[0] if with_worker else None
+        daemon = psutil.Process(self.pid)
+        for child in daemon.children():
+            with suppress(psutil.NoSuchProcess):
+                # Stopped between fork and exec, it would stop the daemon too, which waits for the exec.
+                if child.is_running() and child.cmdline() != daemon.cmdline():
+                    return child
+        return None
 
     def client(self) -> Client:
         """A client of it."""
