@@ -27,6 +27,7 @@ from foldind.intake.uploads import Uploads
 from foldind.logs import configure
 from foldind.memory import return_large_blocks_at_once
 from foldind.metrics import Metrics
+from foldind.preparation import Preparation
 from foldind.service import MergeService
 from foldind.serving.collector import StateCollector
 from foldind.serving.http import HttpServer, application
@@ -88,13 +89,14 @@ async def _run(
     # Long copies and digests may not keep the loop, the metrics and short questions waiting for a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
     changes, supervisor, metrics, systemd = Changes(), Supervisor(), Metrics(), Systemd()
-    service = MergeService(folder, configuration, settings, ledger, versions, supervisor, changes, metrics)
+    preparation = Preparation(folder, configuration, settings, plan, versions, supervisor)
+    service = MergeService(folder, configuration, settings, ledger, versions, supervisor, preparation, changes, metrics)
     admission = Admission(folder, ledger, plan, settings)
     uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
     inbox = await asyncio.to_thread(_inbox, folder, ledger, admission, settings, metrics, changes)
-    metrics.add(StateCollector(folder, census, versions, service, supervisor, inbox))
+    metrics.add(StateCollector(folder, census, versions, service, supervisor, preparation, inbox))
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])

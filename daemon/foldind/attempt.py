@@ -10,6 +10,7 @@ from pathlib import Path
 
 from foldind.config import Configuration
 from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
 from foldind.state.records import Submission, Version, VersionState
@@ -27,6 +28,8 @@ class Attempt:
     head: Version | None
     number: int
     """Of the version it makes."""
+    bases: Path
+    """Where the bases of the head's state lie, as far as they are there."""
     state_folder: Path
     """Where the worker writes the accumulated state; a temporary name."""
     snapshot_folder: Path
@@ -35,7 +38,7 @@ class Attempt:
     """time.monotonic()."""
 
 
-def begin(submission: Submission, folder: StateFolder, versions: Versions) -> Attempt:
+def begin(submission: Submission, folder: StateFolder, configuration: Configuration, versions: Versions) -> Attempt:
     """Clear away what earlier attempts left, and make the temporary folders. Raises OSError."""
     started = time.monotonic()
     head, last = versions.head(), versions.last_number()
@@ -43,17 +46,22 @@ def begin(submission: Submission, folder: StateFolder, versions: Versions) -> At
     for number in folder.accumulated_versions():
         if head is None or number != head.version:
             remove(folder.accumulated(number))
+    bases = KeptBases(folder.bases)
+    key = bases_key(head.state_files, configuration.merge) if head else ""
+    bases.keep_only(key)
     # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
     suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     state_folder = folder.merge / f"v{last + 1}{suffix}"
     snapshot_folder = folder.snapshots / f"v{last + 1}{suffix}"
     make_folder(state_folder)
     make_folder(snapshot_folder)
-    return Attempt(submission, head, last + 1, state_folder, snapshot_folder, started)
+    return Attempt(submission, head, last + 1, bases.folder(key), state_folder, snapshot_folder, started)
 
 
-def fold_request(attempt: Attempt, folder: StateFolder, configuration: Configuration) -> FoldRequest:
-    """Return what the worker is asked."""
+def fold_request(
+    attempt: Attempt, folder: StateFolder, configuration: Configuration, memory_budget: int
+) -> FoldRequest:
+    """Return what the worker is asked; `memory_budget` in bytes."""
     merge, head = configuration.merge, attempt.head
     return FoldRequest(
         base=str(folder.base),
@@ -61,8 +69,10 @@ def fold_request(attempt: Attempt, folder: StateFolder, configuration: Configura
         rule=merge.rule,
         hyper_parameters=merge.hyper_parameters,
         threads=merge.threads,
+        memory_budget=memory_budget,
         submission=str(folder.submission(attempt.submission.id)),
         accumulated=str(folder.accumulated(head.version)) if head else "",
+        bases=str(attempt.bases),
         submissions=head.submissions if head else 0,
         task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
         accumulated_norm=head.accumulated_norm if head else 0.0,

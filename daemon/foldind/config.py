@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -74,6 +74,8 @@ class ServeSettings(BaseSettings):
     inbox_stale: Seconds = 600
     inbox_poll: Annotated[float, Field(gt=0)] = 10
     keep_snapshots: int = Field(10, ge=1)
+    keep_bases: bool = True
+    memory_budget: ByteSize = Field(ByteSize(2 * 1024**3), gt=0)
     lease: Seconds = 3600
     max_attempts: int = Field(3, ge=1)
     shutdown_grace: Seconds = 20
@@ -173,6 +175,8 @@ threads = {merge.threads}  # per matrix product
 # inbox_stale = 600  # seconds without a change after which an incomplete drop is refused
 # inbox_poll = 10  # seconds between looks where no event calls for one
 # keep_snapshots = 10  # besides those that an alias names
+# keep_bases = true  # between merges, compute what the next one needs; takes up to twice the state's disk space
+# memory_budget = "2GiB"  # resident memory of the worker within which it does as much at once as there are processors
 # lease = 3600  # seconds that a superseded snapshot stays readable at the least
 # max_attempts = 3  # worker deaths after which a submission is quarantined
 # shutdown_grace = 20  # seconds that a running merge gets to finish

@@ -24,6 +24,7 @@ from foldind.errors import FoldinError, WrongState
 from foldind.housekeeping import keep_house, undo_newest
 from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
+from foldind.preparation import Preparation
 from foldind.pulse import Pulse
 from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
@@ -59,6 +60,7 @@ class MergeService:
         ledger: Ledger,
         versions: Versions,
         supervisor: Supervisor,
+        preparation: Preparation,
         changes: Changes,
         metrics: Metrics,
     ):
@@ -68,10 +70,12 @@ class MergeService:
         self._ledger = ledger
         self._versions = versions
         self._supervisor = supervisor
+        self._preparation = preparation
         self._changes = changes
         self._metrics = metrics
         self._pulse = Pulse()
         self._with_worker = False
+        self._preparing = False
         self._head = asyncio.Lock()  # held while a merge or a rollback is moving the head
         self._stopping = asyncio.Event()
         self.progress: dict[str, Progress] = {}
@@ -116,7 +120,7 @@ class MergeService:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._settings.retry_disk_every)
                 continue
-            if not merged:
+            if not merged and not await self._prepare():
                 self._pulse.beat(HOUSEKEEPING_SECONDS)
                 await self._changes.wait(seen, HOUSEKEEPING_SECONDS)
 
@@ -124,7 +128,7 @@ class MergeService:
         """End `run`: a running merge gets the grace to finish, then it goes back to the queue."""
         self._stopping.set()
         self._changes.announce()
-        _, late = await asyncio.wait([running], timeout=self._settings.shutdown_grace)
+        _, late = await asyncio.wait([running], timeout=0 if self._preparing else self._settings.shutdown_grace)
         await self._supervisor.stop()
         if late:
             await running
@@ -207,14 +211,24 @@ class MergeService:
             self._changes.announce()
         return True
 
+    async def _prepare(self) -> bool:
+        if self._stopping.is_set():
+            return False
+        self._preparing = True
+        try:
+            with self._waiting_for_worker():
+                return await self._preparation.step()
+        finally:
+            self._preparing = False
+
     async def _merge(self, submission: Submission) -> None:
         # One that an interruption left MERGING did not wait for its turn.
         queued = submission.state is SubmissionState.QUEUED
         stages = MergeStages(waited=time.time() - submission.updated_at if queued else 0)
-        attempt = await asyncio.to_thread(begin, submission, self._folder, self._versions)
+        attempt = await asyncio.to_thread(begin, submission, self._folder, self._configuration, self._versions)
         submission_log = about(log, submission.id)
         submission_log.info("folding %r into v%d", submission.name, attempt.number)
-        request = fold_request(attempt, self._folder, self._configuration)
+        request = fold_request(attempt, self._folder, self._configuration, self._settings.memory_budget)
 
         def report(progress: Progress) -> None:
             if progress.stage == "publishing":
@@ -236,10 +250,11 @@ class MergeService:
                 await asyncio.to_thread(commit, attempt, answer, self._folder, self._configuration, self._versions)
                 self._metrics.observe_merge(stages)
                 submission_log.info(
-                    "merged in v%d, lambda %.6f, %.2f s, worker peak %d MB",
+                    "merged in v%d, lambda %.6f, %.2f s, %d bases computed, worker peak %d MB",
                     attempt.number,
                     answer.lambda_,
                     time.monotonic() - attempt.started,
+                    answer.bases_computed,
                     answer.peak_resident_bytes // 2**20,
                 )
 

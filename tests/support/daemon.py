@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import psutil
-from foldin import Client
+from foldin import Client, NotFound
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 60
@@ -95,6 +95,12 @@ class Daemon:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(seconds)
+
+    def wait_for_bases(self) -> None:
+        """Wait until the worker has nothing to do for the next merge."""
+        with self.client() as client, suppress(NotFound):
+            version = client.show("latest").version
+            wait_for(lambda: f"the bases of v{version} are ready" in self.log.read_text(), "the bases to be ready")
 
     def kill(self) -> None:
         """kill -9 the daemon; its worker goes with it."""

@@ -190,6 +190,7 @@ def idle_worker(daemon: Daemon) -> Iterator[None]:
     """Stop the worker's clock: whatever is submitted meanwhile gets no further than MERGING."""
     worker = wait_for(lambda: daemon.worker, "the worker to start")
     wait_for(lambda: f"worker {worker.pid} is ready" in daemon.log.read_text(), "the worker to be ready")
+    daemon.wait_for_bases()
     worker.suspend()
     try:
         yield

@@ -1,6 +1,7 @@
 """The plan: how each tensor of the base is treated by a fold. Made once, from the base, and stored with the state."""
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,6 +92,16 @@ class Plan:
             if tensor.treatment is Treatment.TIED:
                 names[tensor.tied_to].append(tensor.name)
         return {name: tuple(others) for name, others in names.items()}
+
+    @cached_property
+    def float32_bytes(self) -> int:
+        """What all tensors take in float32; the accumulated state takes no more."""
+        return sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in self.tensors)
+
+    @cached_property
+    def merge_bytes(self) -> int:
+        """What a merge writes, at the most: the accumulated state and the merged model."""
+        return self.float32_bytes + sum(ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape) for tensor in self.tensors)
 
     def to_json(self) -> str:
         """Return the plan as a JSON document, one tensor a line."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -25,13 +26,19 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 """Safetensors dtype -> torch dtype, of the dtypes that are computed with."""
 
 
+def bytes_of(values: Tensor) -> memoryview:
+    """Return the bytes of a tensor, row by row, as safetensors files hold them."""
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 class TensorReader:
-    """Reads tensors of one folder; a context manager that holds its files open."""
+    """Reads tensors of one folder; a context manager that holds its files open. Several threads may read at once."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
         self._open = ExitStack()
+        self._opening = Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +78,7 @@ class TensorReader:
         return block.view(TORCH_DTYPES[tensor.dtype]).reshape(shape)
 
     def _descriptor(self, name: str) -> int:
-        if name not in self._files:
-            self._files[name] = self._open.enter_context((self._folder / name).open("rb", buffering=0))
-        return self._files[name].fileno()
+        with self._opening:
+            if name not in self._files:
+                self._files[name] = self._open.enter_context((self._folder / name).open("rb", buffering=0))
+            return self._files[name].fileno()

@@ -3,14 +3,12 @@ its bytes are there, and the row that acknowledges it."""
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import check_file_names, open_checkpoint
-from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
 from foldind.config import ServeSettings
@@ -68,11 +66,9 @@ class Admission:
         self._settings = settings
         self.limits = submission_limits(plan)
         """Of headers and indexes."""
-        float32_bytes = sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in plan.tensors)
-        self._max_bytes = 2 * float32_bytes + 1024**3
-        published_bytes = sum(ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape) for tensor in plan.tensors)
+        self._max_bytes = 2 * plan.float32_bytes + 1024**3
         # Were the disk filled with what waits, nothing could be merged, and so nothing would ever be removed.
-        self._reserved_bytes = RESERVED_BYTES + float32_bytes + published_bytes
+        self._reserved_bytes = RESERVED_BYTES + plan.merge_bytes
 
     def check_announced(self, new: NewSubmission) -> None:
         """Check what can be checked before any byte arrives.

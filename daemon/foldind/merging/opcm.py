@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foldind.merging.basis import Basis, decompose
+from foldind.merging.norm import frobenius_norm
 from foldind.merging.rule import Folded, Record, Rule
 
 CrossBlocks = Literal["keep", "drop"]
@@ -65,14 +66,16 @@ def project(task_vector: Tensor, basis: Basis, cross_blocks: CrossBlocks = "keep
     rotated = left.mT @ task_vector  # U^T tau, (q, n)
     block = rotated[:r] @ right[:, :r]  # (r, r)
     diagonal = (rotated[r:] * right[:, r:].mT).sum(1)  # (q - r,)
-    removed_squared = _squared_norm(block) + _squared_norm(diagonal)
+    removed_squared = frobenius_norm(block) ** 2 + frobenius_norm(diagonal) ** 2
     taken_rows = rotated[:r] if cross_blocks == "drop" else block @ right[:, :r].mT
     removed = torch.cat([taken_rows, diagonal[:, None] * right[:, r:].mT])  # in the rows of U^T, (q, n)
     projected = torch.addmm(task_vector, left, removed, alpha=-1)
     if cross_blocks == "drop":
         taken_columns = task_vector @ right[:, :r] - left[:, :r] @ block  # (m, r), the rows of U_r already gone
         projected = projected.addmm_(taken_columns, right[:, :r].mT, alpha=-1)
-        removed_squared += _squared_norm(rotated[:r]) - _squared_norm(block) + _squared_norm(taken_columns)
+        removed_squared += (
+            frobenius_norm(rotated[:r]) ** 2 - frobenius_norm(block) ** 2 + frobenius_norm(taken_columns) ** 2
+        )
     return Folded(projected, removed_squared)
 
 
@@ -97,7 +100,3 @@ def divisor(record: Record) -> float:
 def publish(base: Tensor, accumulated: Tensor, lambda_: float) -> Tensor:
     """Return theta_0 + S_t / lambda_t in the base's dtype, rounded once, to nearest even."""
     return (accumulated / lambda_).add_(base).to(base.dtype)
-
-
-def _squared_norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from foldind.checkpoints.plan import Treatment
 from foldind.intake.inbox import Inbox
+from foldind.preparation import Preparation
 from foldind.service import PAUSES, MergeService
 from foldind.state.census import Census
 from foldind.state.folder import StateFolder
@@ -45,6 +46,7 @@ class StateCollector(Collector):
     versions: Versions
     service: MergeService
     supervisor: Supervisor
+    preparation: Preparation
     inbox: Inbox | None
 
     def collect(self) -> Iterator[Metric]:
@@ -123,6 +125,9 @@ class StateCollector(Collector):
             "foldin_task_vector_norm_mean", "Mean norm of the task vectors merged.", head.mean_task_vector_norm
         )
         yield _gauge("foldin_task_vector_norm_last", "Norm of the task vector merged last.", head.task_vector_norm)
+        ready, wanted = self.preparation.ready()
+        yield _gauge("foldin_bases_wanted", "Bases that the next merge needs, one for each projected matrix.", wanted)
+        yield _gauge("foldin_bases_ready", "Those of them that are there; the merge computes the others.", ready)
         kept, split_ranks = _projected(self.folder.snapshot(head.version) / MANIFEST)
         yield _gauge(
             "foldin_projection_kept_ratio",
@@ -139,7 +144,7 @@ class StateCollector(Collector):
 
     def _disk(self) -> Iterator[Metric]:
         folder = self.folder
-        parts = {part.name: _disk_bytes(part) for part in (folder.base, folder.merge, folder.submissions)}
+        parts = {part.name: _disk_bytes(part) for part in (folder.base, folder.merge, folder.bases, folder.submissions)}
         parts |= {"snapshots": _disk_bytes(folder.snapshots), "ledger": _ledger_bytes(folder)}
         yield _gauge("foldin_state_bytes", "What the state folder takes on disk, by part.", parts, "part")
         disk = os.statvfs(folder.root)

@@ -6,11 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from foldind.checkpoints.header import TensorInfo, read_header
-from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.plan import Plan
 from foldind.checkpoints.tensors import TensorReader
 from foldind.errors import CheckpointRefused
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
@@ -19,13 +18,11 @@ ACCUMULATED = "accumulated.safetensors"
 
 
 class AccumulatedState:
-    """Reads S block by block; zero everywhere before the first merge. A context manager."""
+    """Reads S block by block. A context manager; may be read from several threads at once."""
 
-    def __init__(self, folder: Path | None):
-        self.exists = folder is not None
-        """Whether anything was merged before; if not, S is zero."""
-        self._tensors = _tensors_in(folder / ACCUMULATED) if folder else {}
-        self._reader = TensorReader(folder or Path())
+    def __init__(self, folder: Path):
+        self._tensors = _tensors_in(folder / ACCUMULATED)
+        self._reader = TensorReader(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -35,12 +32,9 @@ class AccumulatedState:
     ) -> None:
         self._reader.__exit__(kind, error, trace)
 
-    def read(self, tensor: PlannedTensor, rows: tuple[int, int] | None) -> Tensor:
+    def read(self, tensor: str, rows: tuple[int, int] | None) -> Tensor:
         """Return the rows [first, last) of a tensor of S, or all of it, float32."""
-        if self.exists:
-            return self._reader.read(self._tensors[tensor.name], rows)
-        shape = tensor.shape if rows is None else (rows[1] - rows[0], *tensor.shape[1:])
-        return torch.zeros(shape, dtype=torch.float32)
+        return self._reader.read(self._tensors[tensor], rows)
 
 
 def _tensors_in(path: Path) -> dict[str, TensorInfo]:

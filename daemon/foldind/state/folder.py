@@ -1,6 +1,7 @@
 """The state folder: where everything lies, who may use it, and its recovery after a crash.
 
-    foldin.toml  plan.json  base/  ledger.sqlite  submissions/<id>/  merge/v<N>/  snapshots/v<N>/  snapshots/latest
+    foldin.toml  plan.json  base/  ledger.sqlite  submissions/<id>/  merge/v<N>/  bases/<key>/  snapshots/v<N>/
+    snapshots/latest
 
 Invariants: a folder under its final name is complete; the ledger row is the commit point; nothing is changed in place.
 """
@@ -30,6 +31,7 @@ class StateFolder:
         self.ledger = self.root / "ledger.sqlite"
         self.submissions = self.root / "submissions"
         self.merge = self.root / "merge"
+        self.bases = self.root / "bases"
         self.snapshots = self.root / "snapshots"
         self._lock = -1
 
@@ -63,7 +65,7 @@ class StateFolder:
 
     def make_folders(self) -> None:
         """Create the folders that are missing. Raises OSError."""
-        for folder in (self.submissions, self.merge, self.snapshots):
+        for folder in (self.submissions, self.merge, self.bases, self.snapshots):
             make_folder(folder)
 
     def discard_unrecorded(self, last_version: int) -> None:

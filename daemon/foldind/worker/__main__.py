@@ -17,7 +17,18 @@ from foldind.errors import CheckpointRefused
 from foldind.memory import reset_peak, resident_bytes, return_large_blocks_at_once
 from foldind.state.durable import is_disk_trouble
 from foldind.worker.fold import fold_submission
-from foldind.worker.messages import Failed, FoldRequest, Message, Ready, Refused, decode, encode
+from foldind.worker.messages import (
+    BasisDone,
+    BasisRequest,
+    Failed,
+    FoldRequest,
+    Message,
+    Ready,
+    Refused,
+    decode,
+    encode,
+)
+from foldind.worker.prepare import prepare_basis
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,9 +47,7 @@ def main() -> None:
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     _send(answers, Ready(resident_bytes("VmRSS")))
     while True:
-        request = decode(requests.get())
-        if isinstance(request, FoldRequest):
-            _send(answers, _fold(request, answers))
+        _send(answers, _answer(decode(requests.get()), answers))
 
 
 def _receive(pipe: BinaryIO, requests: SimpleQueue[bytes]) -> None:
@@ -47,17 +56,23 @@ def _receive(pipe: BinaryIO, requests: SimpleQueue[bytes]) -> None:
     os._exit(0)  # the daemon is gone: whatever is being computed is of no use
 
 
-def _fold(request: FoldRequest, answers: BinaryIO) -> Message:
-    reset_peak()
+def _answer(request: Message, answers: BinaryIO) -> Message:
     try:
-        result = fold_submission(request, lambda progress: _send(answers, progress))
+        match request:
+            case FoldRequest():
+                reset_peak()
+                result = fold_submission(request, lambda progress: _send(answers, progress))
+                return replace(result, peak_resident_bytes=resident_bytes("VmHWM"))
+            case BasisRequest():
+                prepare_basis(request)
+                return BasisDone()
+        return Failed(f"{type(request).__name__} is no request")
     except CheckpointRefused as error:
         return Refused(str(error))
     except OSError as error:
         return Failed(str(error), disk_errno=(error.errno or 0) if is_disk_trouble(error) else 0)
     except Exception as error:
         return Failed(f"{type(error).__name__}: {error}")
-    return replace(result, peak_resident_bytes=resident_bytes("VmHWM"))
 
 
 def _send(answers: BinaryIO, message: Message) -> None:

@@ -1,7 +1,7 @@
 """What daemon and worker say to each other: one JSON object a line over a pipe."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,10 +21,14 @@ class FoldRequest:
     hyper_parameters: Mapping[str, Any]
     threads: int
     """Threads per matrix product."""
+    memory_budget: int
+    """Resident memory in bytes within which as much is done at once as there are processors for."""
     submission: str
     """Folder of the checkpoint handed in."""
     accumulated: str
     """Folder of the accumulated state to start from; empty before the first merge."""
+    bases: str
+    """Folder of its bases, as far as they are there."""
     submissions: int
     """The record to start from; see merging.rule.Record."""
     task_vector_norm_sum: float
@@ -33,6 +37,24 @@ class FoldRequest:
     """Existing empty folder to write the new accumulated state to."""
     snapshot_folder: str
     """Existing empty folder to write the merged model's tensor files to."""
+
+
+@dataclass(frozen=True)
+class BasisRequest:
+    """Daemon to worker: compute the basis of one matrix of the accumulated state. Paths are absolute."""
+
+    rule: str
+    """Name of the merge rule, and its hyper-parameters."""
+    hyper_parameters: Mapping[str, Any]
+    threads: int
+    """Threads per matrix product."""
+    accumulated: str
+    """Folder of the accumulated state."""
+    tensor: str
+    """Name of the tensor, and its rows [first, last) that are the matrix."""
+    rows: tuple[int, int] | None
+    target: str
+    """File to write it to; a temporary name."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +103,17 @@ class FoldResult:
     task_vector_norm: float
     lambda_: float
     tensors: tuple[TensorStatistics, ...]
+    bases_computed: int
+    """How many bases were not kept from before."""
     state_files: Mapping[str, FileDigest]
     snapshot_files: Mapping[str, FileDigest]
     peak_resident_bytes: int
     """Peak resident memory of the worker during the fold."""
+
+
+@dataclass(frozen=True)
+class BasisDone:
+    """Worker to daemon: the basis is written and durable, under the temporary name."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +125,20 @@ class Refused:
 
 @dataclass(frozen=True)
 class Failed:
-    """Worker to daemon: the fold failed for no fault of the checkpoint's."""
+    """Worker to daemon: what was asked failed for no fault of the checkpoint's."""
 
     message: str
     disk_errno: int = field(default=0)
     """errno, if the disk is to blame (ENOSPC, EIO, ...); else 0."""
 
 
-Message = FoldRequest | Ready | Progress | FoldResult | Refused | Failed
+Report = Callable[[Progress], None]
+"""How a worker tells how far it is."""
+
+Message = FoldRequest | BasisRequest | Ready | Progress | FoldResult | BasisDone | Refused | Failed
 
 _KINDS: Mapping[str, type[Message]] = {
-    kind.__name__: kind for kind in (FoldRequest, Ready, Progress, FoldResult, Refused, Failed)
+    kind.__name__: kind for kind in (FoldRequest, BasisRequest, Ready, Progress, FoldResult, BasisDone, Refused, Failed)
 }
 
 

@@ -10,7 +10,18 @@ from contextlib import suppress
 
 from foldind.errors import FoldinError
 from foldind.worker.chatter import relay_lines
-from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Ready, Refused, decode, encode
+from foldind.worker.messages import (
+    BasisDone,
+    BasisRequest,
+    Failed,
+    FoldRequest,
+    FoldResult,
+    Progress,
+    Ready,
+    Refused,
+    decode,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +30,7 @@ _LAST_WORDS_SECONDS = 1
 
 
 class WorkerDied(FoldinError):
-    """The worker ended in the middle of a fold: killed, out of memory, or a native crash."""
+    """The worker ended in the middle of its work: killed, out of memory, or a native crash."""
 
 
 class Supervisor:
@@ -76,29 +87,30 @@ class Supervisor:
     async def fold(self, request: FoldRequest, report: Callable[[Progress], None]) -> FoldResult | Refused | Failed:
         """Have a submission folded.
 
-        If the caller is cancelled, the worker is killed: what it was writing has a temporary name.
+        Raises:
+          WorkerDied: it died before it answered.
+        """
+        await self._ask(request)
+        while True:
+            answer = await self._receive()
+            if isinstance(answer, FoldResult):
+                self.peak_resident_bytes = answer.peak_resident_bytes
+            if isinstance(answer, FoldResult | Refused | Failed):
+                return answer
+            if isinstance(answer, Progress):
+                report(answer)
+
+    async def compute_basis(self, request: BasisRequest) -> BasisDone | Failed:
+        """Have a basis computed and written.
 
         Raises:
           WorkerDied: it died before it answered.
         """
-        await self.start()
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            with suppress(ConnectionError):  # the answer tells
-                self._process.stdin.write(encode(request))
-                await self._process.stdin.drain()
-            while True:
-                answer = await self._receive()
-                if isinstance(answer, FoldResult):
-                    self.peak_resident_bytes = answer.peak_resident_bytes
-                if isinstance(answer, FoldResult | Refused | Failed):
-                    return answer
-                if isinstance(answer, Progress):
-                    report(answer)
-        except asyncio.CancelledError:
-            await self.stop()
-            raise
+        await self._ask(request)
+        answer = await self._receive()
+        if not isinstance(answer, BasisDone | Failed):
+            raise WorkerDied(f"the worker answered {answer}")
+        return answer
 
     async def stop(self) -> None:
         """Kill the worker, if it runs; no other is started."""
@@ -111,6 +123,14 @@ class Supervisor:
         if self._relay is not None:  # its last words; a descendant of the worker could hold the pipe open
             await asyncio.wait([self._relay], timeout=_LAST_WORDS_SECONDS)
             self._relay.cancel()
+
+    async def _ask(self, request: FoldRequest | BasisRequest) -> None:
+        await self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with suppress(ConnectionError):  # the answer tells
+            self._process.stdin.write(encode(request))
+            await self._process.stdin.drain()
 
     async def _receive(self) -> object:
         assert self._process is not None

@@ -1,0 +1,79 @@
+"""The bases kept beside the accumulated state: what the next fold would otherwise have to compute first.
+
+    bases/<key>/<tensor>-<row>.safetensors      one file for each projected matrix
+
+The key names the state and all else that decides the bytes of its bases. A file under its final name is complete. They
+are a cache: what is missing is computed when it is needed, and losing them costs time only.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from foldind.config import MergeSettings
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, remove
+
+FORMAT = 1
+"""Of the files, and of the algorithm that makes them: a basis made by another one would give other bytes."""
+
+
+def basis_file(tensor: int, row: int) -> str:
+    """Return the name of a basis' file.
+
+    Args:
+      tensor: number of the tensor among the folded ones.
+      row: of the tensor, the first of the matrix; matrices may be stacked in one tensor.
+    """
+    return f"{tensor:05}-{row:05}.safetensors"
+
+
+def bases_key(state_files: Mapping[str, FileDigest], merge: MergeSettings) -> str:
+    """Return what names the bases of a state.
+
+    Args:
+      state_files: the files of the accumulated state.
+      merge: the settings that decide the bytes of a merge.
+    """
+    return sha256(
+        json.dumps([FORMAT, dict(state_files), merge.model_dump(mode="json")], sort_keys=True).encode()
+    ).hexdigest()
+
+
+class KeptBases:
+    """The folder of the bases; its methods block on the disk, and raise OSError."""
+
+    def __init__(self, root: Path):
+        self._root = root
+
+    def folder(self, key: str) -> Path:
+        """Return where the bases of a key lie, if there are any."""
+        return self._root / key
+
+    def missing(self, key: str, files: Iterable[str]) -> list[str]:
+        """Return which of the files are not there."""
+        folder = self.folder(key)
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return [file for file in files if file not in there]
+
+    def keep_only(self, key: str) -> None:
+        """Remove all bases but those of one key, and what an interruption left among these; make its folder.
+
+        Args:
+          key: empty: remove all.
+        """
+        for path in self._root.iterdir():
+            if path.name != key:
+                remove(path)
+        if key:
+            make_folder(folder := self.folder(key))
+            for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+                remove(path)
+
+    def temporary(self, key: str, file: str, attempt: str) -> Path:
+        """Return where a basis is to be written."""
+        return self.folder(key) / f"{file}.{attempt}{TEMPORARY_SUFFIX}"
+
+    def seal(self, temporary: Path, file: str) -> None:
+        """Give a durable file, written under a temporary name, its final one."""
+        move(temporary, temporary.with_name(file))
