@@ -88,7 +88,7 @@ async def _run(
 ) -> None:
     # Long copies and digests may not keep the loop, the metrics and short questions waiting for a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
-    changes, supervisor, metrics, systemd = Changes(), Supervisor(), Metrics(), Systemd()
+    changes, supervisor, metrics, systemd = Changes(), Supervisor(configuration.merge.threads), Metrics(), Systemd()
     preparation = Preparation(folder, configuration, settings, plan, versions, supervisor)
     service = MergeService(folder, configuration, settings, ledger, versions, supervisor, preparation, changes, metrics)
     admission = Admission(folder, ledger, plan, settings)

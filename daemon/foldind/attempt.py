@@ -68,6 +68,7 @@ def fold_request(
         plan=str(folder.plan),
         rule=merge.rule,
         hyper_parameters=merge.hyper_parameters,
+        backend=merge.backend,
         threads=merge.threads,
         memory_budget=memory_budget,
         submission=str(folder.submission(attempt.submission.id)),

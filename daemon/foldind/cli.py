@@ -83,7 +83,17 @@ def init(
             help="`keep` what lies between taken and free directions, as the authors' code does, or `drop` it. [keep]"
         ),
     ] = None,
+    projection: Annotated[
+        str | None,
+        typer.Option(
+            help="`exact`, or `leading`: needs a fraction of the products and of the disk space, and differs by a few "
+            "percent. [exact]"
+        ),
+    ] = None,
     summed: Summed = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Linear algebra: `torch` or `numpy`. [the faster one, which is measured]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads per matrix product. [the processors there are]")] = None,
 ) -> None:
     """Make a state folder from a base model.
@@ -93,9 +103,22 @@ def init(
     """
     from foldind.config import merge_settings
     from foldind.state.creation import create_state
+    from foldind.worker.choice import choose_backend
 
     with _sentences(), errors.status("starting") as status:
-        settings = merge_settings(alpha=alpha, cross_blocks=cross_blocks, summed=summed or None, threads=threads)
+        settings = merge_settings(
+            alpha=alpha,
+            cross_blocks=cross_blocks,
+            projection=projection,
+            summed=summed or None,
+            backend=backend,
+            threads=threads,
+        )
+        if backend is None:
+            status.update("measuring linear algebra")
+            choice = choose_backend(settings.threads)
+            settings = settings.model_copy(update={"backend": choice.name})
+            errors.print(f"linear algebra of {choice.name}: {choice.figures}", markup=False)
         plan = create_state(base, state, settings, status.update)
     counts = Counter(tensor.treatment for tensor in plan.tensors)
     errors.print(f"{state} is ready; tensors: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))

@@ -51,13 +51,15 @@ class MergeSettings(BaseModel):
     rule: Literal["opcm"] = "opcm"
     alpha: float = Field(0.5, ge=0, lt=1)
     cross_blocks: Literal["keep", "drop"] = "keep"
+    projection: Literal["exact", "leading"] = "exact"
     summed: tuple[str, ...] = SUMMED_PATTERNS
+    backend: Literal["torch", "numpy"] = "torch"
     threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
         """What the rule's factory takes."""
-        return {"alpha": self.alpha, "cross_blocks": self.cross_blocks}
+        return {"alpha": self.alpha, "cross_blocks": self.cross_blocks, "projection": self.projection}
 
 
 class ServeSettings(BaseSettings):
@@ -162,7 +164,9 @@ base_digest = {json.dumps(base_digest)}  # SHA-256 over the digests of the base'
 rule = {json.dumps(merge.rule)}
 alpha = {merge.alpha!r}
 cross_blocks = {json.dumps(merge.cross_blocks)}
+projection = {json.dumps(merge.projection)}
 summed = {json.dumps(list(merge.summed))}  # 2-D tensors of these names are no linear layers
+backend = {json.dumps(merge.backend)}  # whose linear algebra: torch's or numpy's; the faster one here
 threads = {merge.threads}  # per matrix product
 
 [serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it

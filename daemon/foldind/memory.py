@@ -18,6 +18,12 @@ def return_large_blocks_at_once() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
+def return_free_memory() -> None:
+    """Have the allocator give everything that is free back to the system."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int:
     """Return the resident memory of this process now (VmRSS) or at its peak (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():

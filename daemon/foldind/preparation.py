@@ -94,6 +94,7 @@ class Preparation:
             BasisRequest(
                 rule=self._merge.rule,
                 hyper_parameters=self._merge.hyper_parameters,
+                backend=self._merge.backend,
                 threads=self._merge.threads,
                 accumulated=str(self._folder.accumulated(head.version)),
                 tensor=matrix.tensor.name,

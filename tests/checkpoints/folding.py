@@ -71,6 +71,7 @@ class Stream:
                 plan=str(self._plan_file),
                 rule="opcm",
                 hyper_parameters=self._hyper_parameters,
+                backend="torch",
                 threads=1,
                 memory_budget=2**30,
                 submission=str(write(self._root / f"submission{self._attempts}", submission, shards)),

@@ -21,7 +21,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("slow")
     base = write_base(folder / "base", slow_to_fold())
     checkpoints = [make_checkpoint(folder / f"task-{number}", base, seed=number) for number in range(4)]
-    foldind("init", "--base", str(base), "--state", str(folder / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(folder / "state"))
     daemon = FaultDaemon(folder / "state").start()
     try:
         with daemon.client() as client:
@@ -37,7 +37,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Nothing is merged; a checkpoint takes thirty chunks to send."""
     folder = tmp_path_factory.mktemp("large")
     base = write_base(folder / "base", thirty_chunks())
-    foldind("init", "--base", str(base), "--state", str(folder / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(folder / "state"))
     return Prepared(folder / "state", [make_checkpoint(folder / "task", base, seed=1)])
 
 

@@ -43,7 +43,7 @@ def make_reference(folder: Path) -> Reference:
     base = write_base(folder / "base", three_chunks())
     checkpoints = [make_checkpoint(folder / f"task-{n}", base, seed=n) for n in range(1, SUBMISSIONS + 1)]
     new, two_merged, state = folder / "new", folder / "two_merged", folder / "state"
-    foldind("init", "--base", str(base), "--state", str(new))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(new))
     shutil.copytree(new, state)
     for part, copy in ((checkpoints[:2], two_merged), (checkpoints[2:], None)):
         daemon = FaultDaemon(state).start()

@@ -20,7 +20,7 @@ def test_the_base_is_lost_while_the_daemon_runs(daemon: Daemon, base: Path, tmp_
 
 
 def test_the_daemon_does_not_start_without_its_base(base: Path, tmp_path: Path) -> None:
-    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     (tmp_path / "state" / "base").rename(tmp_path / "away")
     ended = foldind("serve", "--state", str(tmp_path / "state"), check=False)
     assert ended.returncode == 1

@@ -100,7 +100,7 @@ def test_without_events(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "foldind").write_text(f"#!{sys.executable}\n{WITHOUT_EVENTS}")
     (tmp_path / "bin" / "foldind").chmod(0o755)
-    foldind("init", "--base", str(make_base_again(tmp_path)), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(make_base_again(tmp_path)), "--state", str(tmp_path / "state"))
     monkeypatch.setattr("tests.support.daemon.BIN", tmp_path / "bin")
     box = start()
     wait_for(lambda: "no events from the inbox" in box.daemon.log.read_text(), "the warning")
@@ -173,7 +173,7 @@ def test_a_mount_point_is_folded_once(start: Callable[..., Box], tmp_path: Path,
 
 @pytest.mark.parametrize("place", ["state", "state/snapshots", "."])
 def test_an_inbox_that_is_or_holds_the_state_folder(base: Path, tmp_path: Path, place: str) -> None:
-    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     command = [BIN / "foldind", "serve", "--state", tmp_path / "state", "--grpc", "127.0.0.1:0"]
     result = subprocess.run(
         [*command, "--inbox", tmp_path / place], capture_output=True, text=True, timeout=60, check=False
@@ -184,7 +184,7 @@ def test_an_inbox_that_is_or_holds_the_state_folder(base: Path, tmp_path: Path, 
 
 
 def test_an_inbox_that_cannot_be_made(base: Path, tmp_path: Path) -> None:
-    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     (tmp_path / "file").write_text("")
     for place in ("file", "missing/inbox"):
         command = [BIN / "foldind", "serve", "--state", tmp_path / "state", "--inbox", tmp_path / place]

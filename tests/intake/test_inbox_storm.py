@@ -45,7 +45,7 @@ def places(tmp_path: Path) -> Iterator[Places]:
 
 @pytest.fixture
 def state(tmp_path: Path, base: Path) -> Path:
-    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     return tmp_path / "state"
 
 
@@ -163,7 +163,7 @@ def kill_at_random(daemon: FaultDaemon, draw: random.Random) -> str:
 
 def check_bytes_are_those_of_a_calm_run(state: Path, accepted: Path, base: Path, calm: Path) -> None:
     """Hand in the same checkpoints in the order in which they were merged, by the other door, without a kill."""
-    foldind("init", "--base", str(base), "--state", str(calm))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(calm))
     daemon = FaultDaemon(calm, "--allowed-root", str(accepted.parent.parent)).start()
     try:
         with daemon.client() as client:

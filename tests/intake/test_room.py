@@ -21,7 +21,7 @@ SUBMISSION_BYTES = 1000
 
 
 def test_room_for_a_merge_is_left(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     folder = StateFolder(tmp_path / "state")
     tensors = load_model(base).values()
     merge_bytes = sum(4 * tensor.numel() + tensor.nbytes for tensor in tensors)  # the new state, and a snapshot

@@ -55,6 +55,20 @@ def project(task_vector: Array, accumulated: Array, alpha: float, cross_blocks: 
     return left @ rotated @ right_transposed
 
 
+def project_leading(task_vector: Array, accumulated: Array, alpha: float, cross_blocks: str) -> Array:
+    """tau without what is taken, and then without its component along the rest of S."""
+    values = spectrum(accumulated)
+    r = split_rank(values, alpha)
+    left, _, right_transposed = np.linalg.svd(accumulated, full_matrices=False)
+    rows, columns = left[:, :r] @ left[:, :r].T, right_transposed[:r].T @ right_transposed[:r]
+    if cross_blocks == "drop":
+        projected = task_vector - rows @ task_vector - task_vector @ columns + rows @ task_vector @ columns
+    else:
+        projected = task_vector - rows @ task_vector @ columns
+    rest = accumulated - (left[:, :r] * values[:r]) @ right_transposed[:r]
+    return projected - (projected * rest).sum() / (rest * rest).sum() * rest
+
+
 def project_in_basis(task_vector: Array, left: Array, right: Array, r: int, cross_blocks: str) -> Array:
     """P(tau; S) for a given basis, U (m, q) and V (n, q), summand by summand; for an S whose own is not unique."""
     if cross_blocks == "drop":

@@ -190,7 +190,7 @@ def test_the_daemon_ends_with_a_sentence(path: Path, flag: str, value: str, word
 
 
 def test_an_address_that_is_nobodys(tmp_path: Path, base: Path) -> None:
-    foldind("init", "--base", str(base), "--state", str(tmp_path / "state"))
+    foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     ended = foldind("serve", "--state", str(tmp_path / "state"), "--grpc", "nowhere.invalid:7070", check=False)
     assert ended.returncode == 1
     assert "cannot listen on nowhere.invalid:7070" in ended.stderr

@@ -43,7 +43,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
         if not state.exists():
             assert base is not None
-            foldind("init", "--base", str(base), "--state", str(state), *init_flags)
+            foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(state), *init_flags)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from foldind.errors import CheckpointRefused
-from foldind.memory import reset_peak, resident_bytes, return_large_blocks_at_once
+from foldind.memory import reset_peak, resident_bytes, return_free_memory
 from foldind.state.durable import is_disk_trouble
 from foldind.worker.fold import fold_submission
 from foldind.worker.messages import (
@@ -38,7 +38,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return_large_blocks_at_once()
     # Whatever a library prints goes to the log, not into the conversation.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -48,6 +47,7 @@ def main() -> None:
     _send(answers, Ready(resident_bytes("VmRSS")))
     while True:
         _send(answers, _answer(decode(requests.get()), answers))
+        return_free_memory()
 
 
 def _receive(pipe: BinaryIO, requests: SimpleQueue[bytes]) -> None:

@@ -15,6 +15,7 @@ from foldind.checkpoints.plan import Plan
 from foldind.errors import CheckpointRefused, StateError
 from foldind.memory import resident_bytes
 from foldind.merging import RULES
+from foldind.merging.backend import BACKENDS
 from foldind.merging.rule import Record
 from foldind.state.accumulators import ACCUMULATED
 from foldind.worker.accumulate import accumulate
@@ -37,7 +38,7 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         budget=request.memory_budget - resident_bytes("VmRSS"),
     )
     plan = Plan.from_json(Path(request.plan).read_bytes())
-    rule = RULES[request.rule](**request.hyper_parameters)
+    rule = RULES[request.rule](**request.hyper_parameters, backend=BACKENDS[request.backend])
     base = _open_base(Path(request.base))
     submission = _open_admitted(Path(request.submission))
 

@@ -19,6 +19,8 @@ class FoldRequest:
     rule: str
     """Name of the merge rule, and its hyper-parameters."""
     hyper_parameters: Mapping[str, Any]
+    backend: str
+    """Name of the linear algebra."""
     threads: int
     """Threads per matrix product."""
     memory_budget: int
@@ -46,6 +48,8 @@ class BasisRequest:
     rule: str
     """Name of the merge rule, and its hyper-parameters."""
     hyper_parameters: Mapping[str, Any]
+    backend: str
+    """Name of the linear algebra."""
     threads: int
     """Threads per matrix product."""
     accumulated: str

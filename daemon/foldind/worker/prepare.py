@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from foldind.merging import RULES
+from foldind.merging.backend import BACKENDS
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import write_basis
 from foldind.worker.messages import BasisRequest
@@ -18,7 +19,7 @@ def prepare_basis(request: BasisRequest) -> None:
       DecompositionError: nothing converged.
     """
     torch.set_num_threads(request.threads)
-    rule = RULES[request.rule](**request.hyper_parameters)
+    rule = RULES[request.rule](**request.hyper_parameters, backend=BACKENDS[request.backend])
     with AccumulatedState(Path(request.accumulated)) as state:
         matrix = state.read(request.tensor, request.rows).flatten(0, -2)
     write_basis(Path(request.target), rule.decompose(matrix))

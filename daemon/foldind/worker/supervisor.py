@@ -27,6 +27,32 @@ log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 256 * 1024 * 1024  # statistics of a model with very many tensors
 _LAST_WORDS_SECONDS = 1
+_ALLOCATOR = ":".join(
+    (
+        # Blocks of this size are used again and not given back to the kernel one by one: the page faults of fresh ones
+        # would take a third of a fold. What is free is given back after each piece of work.
+        "glibc.malloc.mmap_threshold=67108864",
+        "glibc.malloc.trim_threshold=268435456",
+        "glibc.malloc.arena_max=1",  # one pool of them for all threads
+        "glibc.malloc.hugetlb=1",  # larger ones on large pages, where the kernel has them
+    )
+)
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return the environment variables of a process that computes.
+
+    Args:
+      threads: that it may use for a matrix product.
+    """
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        # Threads that wait for work sleep: spinning, they slow a busy machine down by a factor of thirty.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GLIBC_TUNABLES": _ALLOCATOR,
+    }
 
 
 class WorkerDied(FoldinError):
@@ -34,9 +60,14 @@ class WorkerDied(FoldinError):
 
 
 class Supervisor:
-    """Keeps one worker warm."""
+    """Keeps one worker warm.
 
-    def __init__(self) -> None:
+    Args:
+      threads: that it may use for a matrix product.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._environment = {**os.environ, **worker_environment(threads)}
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
         self._stopped = False
@@ -72,8 +103,7 @@ class Supervisor:
             stderr=asyncio.subprocess.PIPE,
             limit=_LONGEST_LINE,
             start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which decides what becomes of a fold
-            # Threads that wait for work sleep: spinning, they slow a busy machine down by a factor of thirty.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            env=self._environment,
         )
         assert self._process.stderr is not None
         self._relay = asyncio.create_task(relay_lines(self._process.stderr))
