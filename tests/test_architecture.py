@@ -38,6 +38,7 @@ WITH_TORCH = (
     "worker.ordered",
     "worker.prepare",
     "worker.publish",
+    "worker.selftest",
     "worker.taskvectors",
 )
 """What may import torch."""

@@ -14,6 +14,7 @@ from foldind.checkpoints.plan import Plan
 from foldind.config import Configuration, ServeSettings
 from foldind.intake.admission import RESERVED_BYTES
 from foldind.state.bases import KeptBases, bases_key
+from foldind.state.durable import remove
 from foldind.state.folder import StateFolder
 from foldind.state.records import Version
 from foldind.state.versions import Versions
@@ -90,18 +91,20 @@ class Preparation:
         if disk.f_bavail * disk.f_frsize < matrix.basis_bytes + self._merge_bytes:
             raise OSError(errno.ENOSPC, "the disk has no room for them beside a merge")
         temporary = self._kept.temporary(self._key, file, secrets.token_hex(4))
-        answer = await self._supervisor.compute_basis(
-            BasisRequest(
-                rule=self._merge.rule,
-                hyper_parameters=self._merge.hyper_parameters,
-                backend=self._merge.backend,
-                threads=self._merge.threads,
-                accumulated=str(self._folder.accumulated(head.version)),
-                tensor=matrix.tensor.name,
-                rows=matrix.rows,
-                target=str(temporary),
-            )
+        request = BasisRequest(
+            rule=self._merge.rule,
+            hyper_parameters=self._merge.hyper_parameters,
+            backend=self._merge.backend,
+            threads=self._merge.threads,
+            accumulated=str(self._folder.accumulated(head.version)),
+            tensor=matrix.tensor.name,
+            rows=matrix.rows,
+            target=str(temporary),
         )
-        if isinstance(answer, Failed):
-            raise OSError(answer.disk_errno, answer.message)
-        await asyncio.to_thread(self._kept.seal, temporary, file)
+        try:
+            answer = await self._supervisor.compute_basis(request)
+            if isinstance(answer, Failed):
+                raise OSError(answer.disk_errno, answer.message)
+            await asyncio.to_thread(self._kept.seal, temporary, file)
+        finally:
+            await asyncio.to_thread(remove, temporary)

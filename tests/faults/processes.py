@@ -67,9 +67,12 @@ class FaultDaemon(Daemon):
         wait_for(lambda: self._serving_line(self._seen), f"the daemon to serve; its log is {self.log}", START_SECONDS)
 
     def start_warm(self) -> Self:
-        """Start it and wait until its worker is ready."""
+        """Start it and wait until its worker is ready, and has nothing to do before the next merge."""
         self.start()
         self.wait_for_line(WORKER_READY)
+        latest = self.state / "snapshots" / "latest"
+        if latest.is_symlink():
+            self.wait_for_line(f"the bases of {latest.readlink()} are ready")
         return self
 
     @property

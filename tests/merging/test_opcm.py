@@ -166,7 +166,8 @@ class TestInvariants:
                 basis = decompose(accumulated, alpha)
                 for cross_blocks in CROSS_BLOCKS:
                     yield accumulated, task_vector, *project(task_vector, basis, cross_blocks)
-                    yield accumulated, task_vector, *project_leading(task_vector, accumulated, basis, cross_blocks)
+                    if alpha <= 0.9:  # beyond, next to nothing of S is left, and float32 does not tell what
+                        yield accumulated, task_vector, *project_leading(task_vector, accumulated, basis, cross_blocks)
 
 
 @pytest.mark.parametrize("name", UNIQUE)

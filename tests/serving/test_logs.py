@@ -35,9 +35,10 @@ def test_json_has_every_transition(past: History, tmp_path: Path, start_daemon: 
         withdrawn = wire.withdraw(wire.create({SINGLE: b"12345678"}).submission.id).id
         worker = daemon.worker
         assert worker is not None
+        daemon.wait_for_bases()
         worker.suspend()
         quarantined = wire.upload(checkpoint()).id
-        wait_for(lambda: state(wire.get(quarantined)) == "MERGING", "the merge to begin")
+        wait_for(lambda: "into v6" in daemon.log.read_text(), "the merge to begin")
         worker.kill()
         assert state(wire.settled(quarantined)) == "QUARANTINED"
         wire.retry(quarantined)

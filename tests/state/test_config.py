@@ -37,10 +37,17 @@ def configured(path: Path, serve: str = "", merge: MergeSettings | None = None) 
 
 class TestMergeSettings:
     def test_survive_the_file(self, path: Path) -> None:
-        settings = MergeSettings(alpha=1 / 3, cross_blocks="drop", summed=('a"b', "*größe\\*", ""), threads=7)
+        settings = MergeSettings(
+            alpha=1 / 3,
+            cross_blocks="drop",
+            projection="leading",
+            summed=('a"b', "*größe\\*", ""),
+            backend="numpy",
+            threads=7,
+        )
         configuration = configured(path, merge=settings)
         assert configuration.merge == settings
-        assert configuration.merge.hyper_parameters == {"alpha": 1 / 3, "cross_blocks": "drop"}
+        assert configuration.merge.hyper_parameters == {"alpha": 1 / 3, "cross_blocks": "drop", "projection": "leading"}
 
     def test_defaults(self) -> None:
         settings = merge_settings(alpha=None, cross_blocks=None, summed=None, threads=None)
