@@ -7,12 +7,13 @@ from pathlib import Path
 import psutil
 
 from tests.bench import vit
+from tests.bench.settings import Settings
 from tests.support.daemon import Daemon
 
 FOLDS = 20
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, settings: Settings) -> None:
     """Fold FOLDS checkpoints, one after the other, and print the figures."""
     base = vit.make_base(folder / "base")
     with Daemon(folder / "state", folder / "base", "--keep-snapshots", "1", "--lease", "0") as daemon:
@@ -21,7 +22,6 @@ def run(folder: Path) -> None:
             for number in range(FOLDS):
                 client.submit(vit.make_checkpoint(folder / "checkpoint", base, seed=number), wait=True)
                 resident.append(psutil.Process(daemon.pid).memory_info().rss / 2**20)
-            seconds = [snapshot.merge_seconds for snapshot in client.snapshots()]
         log = daemon.log.read_text()
     imports = int(re.findall(r"ready, (\d+) MB resident", log)[0])
     peaks = [int(peak) for peak in re.findall(r"worker peak (\d+) MB", log)]
@@ -36,4 +36,3 @@ def run(folder: Path) -> None:
     print(f"| above the imports, at most | {max(peaks) - imports} |")
     print(f"| spread from the 3rd on | {100 * (max(third_on) / min(third_on) - 1):.1f} % |")
     print(f"| daemon after each merge: min / max | {min(resident):.0f} / {max(resident):.0f} |")
-    print(f"\nA merge took {statistics.median(seconds[1:]):.1f} s (median; the basis is computed inline).\n")

@@ -1,5 +1,6 @@
 """A model with the shapes of CLIP's ViT-B/32 vision tower: 87.5 million float32 parameters, random."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,6 +8,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 WIDTH, LAYERS, PATCHES = 768, 12, 50
+CONFIG = {
+    # Not CLIPVisionModel: mergekit would take the names of its tensors from transformers 5, which dropped their prefix,
+    # and silently merge nothing. Of a class that it does not know it merges the names in the files.
+    "architectures": ["CLIPVisionTower"],
+    "model_type": "clip_vision_model",
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "torch_dtype": "float32",
+}
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -38,8 +53,7 @@ def make_base(folder: Path) -> dict[str, Tensor]:
     """Write the base, and return its tensors."""
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator).mul_(0.02) for name, shape in shapes().items()}
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write(folder, tensors)
     return tensors
 
 
@@ -55,6 +69,11 @@ def make_checkpoint(folder: Path, base: dict[str, Tensor], seed: int) -> Path:
             right = torch.randn(rank, tensor.shape[1], generator=generator)
             update += left @ (right * torch.linspace(1, 0.05, rank)[:, None]) * 2e-4
         tensors[name] = tensor + update
+    return _write(folder, tensors)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor]) -> Path:
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
