@@ -47,8 +47,19 @@ def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, np.ndarra
 class Stream:
     """Folds submissions into a base one after the other, as the daemon has them folded."""
 
-    def __init__(self, root: Path, base: Mapping[str, Tensor], shards: int = 1, **hyper_parameters: object):
+    def __init__(
+        self,
+        root: Path,
+        base: Mapping[str, Tensor],
+        shards: int = 1,
+        backend: str = "torch",
+        memory_budget: int = 2**30,
+        **hyper_parameters: object,
+    ):
         self._root = root
+        self.backend = backend
+        self._memory_budget = memory_budget
+        self.bases = root / "bases"
         self._hyper_parameters = hyper_parameters
         self.base = write(root / "base", base, shards)
         self.plan: Plan = make_plan(open_checkpoint(self.base))
@@ -71,12 +82,12 @@ class Stream:
                 plan=str(self._plan_file),
                 rule="opcm",
                 hyper_parameters=self._hyper_parameters,
-                backend="torch",
+                backend=self.backend,
                 threads=1,
-                memory_budget=2**30,
+                memory_budget=self._memory_budget,
                 submission=str(write(self._root / f"submission{self._attempts}", submission, shards)),
-                accumulated=str(self._merged_state) if last else "",
-                bases=str(self._root / "bases"),
+                accumulated=str(self.merged_state) if last else "",
+                bases=str(self.bases),
                 submissions=last.submissions if last else 0,
                 task_vector_norm_sum=last.task_vector_norm_sum if last else 0.0,
                 accumulated_norm=last.accumulated_norm if last else 0.0,
@@ -85,7 +96,7 @@ class Stream:
             ),
             self.progress.append,
         )
-        self._merged_state = self.state_folder
+        self.merged_state = self.state_folder
         self._results.append(result)
         return result
 

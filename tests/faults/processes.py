@@ -70,10 +70,14 @@ class FaultDaemon(Daemon):
         """Start it and wait until its worker is ready, and has nothing to do before the next merge."""
         self.start()
         self.wait_for_line(WORKER_READY)
+        self.wait_for_bases()
+        return self
+
+    def wait_for_bases(self) -> None:
+        """Wait until its worker has nothing to do before the next merge."""
         latest = self.state / "snapshots" / "latest"
         if latest.is_symlink():
             self.wait_for_line(f"the bases of {latest.readlink()} are ready")
-        return self
 
     @property
     def text(self) -> str:

@@ -52,6 +52,7 @@ def make_reference(folder: Path) -> Reference:
                 for checkpoint in part:
                     client.submit(checkpoint, name=checkpoint.name, wait=True)
             wait_for(lambda: not any((state / "submissions").iterdir()), "what is merged to be removed")
+            daemon.wait_for_bases()
             assert daemon.terminate() == 0
         finally:
             daemon.kill()

@@ -23,7 +23,7 @@ from typing import Any
 
 from foldind import attempt, service
 from foldind.intake import admission, copies, filing, uploads
-from foldind.state import durable, recovery
+from foldind.state import bases, durable, recovery
 from foldind.state.durable import DurableFile
 from foldind.state.ledger import Ledger
 from foldind.state.records import SubmissionState
@@ -72,6 +72,10 @@ def _stage(stage: str) -> Callable[..., bool]:
     return lambda _service, _id, progress: progress.stage == stage
 
 
+def _in_a_basis(descriptor: int, *_: object) -> bool:
+    return "/bases/" in str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
 class Step(StrEnum):
     """What happens to a submission, in order."""
 
@@ -104,12 +108,14 @@ class Step(StrEnum):
     PRUNE_MARKED = "prune marked"
     PRUNE_REMOVED = "prune removed"
     PRUNE_HALF_REMOVED = "prune half removed"
+    BASIS_SEALED = "basis sealed"
     # In the worker.
     STATE_PREALLOCATED = "worker: state preallocated"
     TENSOR_WRITTEN = "worker: tensor written"
     STATE_FLUSHED = "worker: state flushed"
     SNAPSHOT_PREALLOCATED = "worker: snapshot preallocated"
     SNAPSHOT_FLUSHED = "worker: snapshot flushed"
+    BASIS_WRITTEN = "worker: basis written"
 
 
 SPOTS = {
@@ -143,11 +149,13 @@ SPOTS = {
     Step.PRUNE_MARKED: Spot(Versions, "prune", counts=lambda versions, *_: versions.last_number() == 3),
     Step.PRUNE_REMOVED: Spot(recovery, "remove", counts=_in("snapshots")),
     Step.PRUNE_HALF_REMOVED: Spot(os, "rmdir", counts=_removes("snapshots")),
+    Step.BASIS_SEALED: Spot(bases, "move"),
     Step.STATE_PREALLOCATED: Spot(durable, "preallocate"),
     Step.TENSOR_WRITTEN: Spot(durable, "write_at", nth=5),
     Step.STATE_FLUSHED: Spot(DurableFile, "finish"),
     Step.SNAPSHOT_PREALLOCATED: Spot(durable, "preallocate", nth=2),
     Step.SNAPSHOT_FLUSHED: Spot(DurableFile, "finish", nth=2),
+    Step.BASIS_WRITTEN: Spot(durable, "write_at", counts=_in_a_basis),
 }
 
 IN_WORKER = frozenset(step for step in Step if step.startswith("worker:"))

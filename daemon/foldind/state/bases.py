@@ -57,7 +57,7 @@ class KeptBases:
         return [file for file in files if file not in there]
 
     def keep_only(self, key: str) -> None:
-        """Remove all bases but those of one key, and what an interruption left among these; make its folder.
+        """Remove all bases but those of one key, and make its folder.
 
         Args:
           key: empty: remove all.
@@ -66,9 +66,7 @@ class KeptBases:
             if path.name != key:
                 remove(path)
         if key:
-            make_folder(folder := self.folder(key))
-            for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-                remove(path)
+            make_folder(self.folder(key))
 
     def temporary(self, key: str, file: str, attempt: str) -> Path:
         """Return where a basis is to be written."""

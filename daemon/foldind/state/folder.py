@@ -69,7 +69,7 @@ class StateFolder:
             make_folder(folder)
 
     def discard_unrecorded(self, last_version: int) -> None:
-        """Remove what an interrupted merge left: temporary folders, and a sealed version that was never recorded.
+        """Remove what an interruption left: temporary names, and a sealed version that was never recorded.
 
         Raises:
           OSError: it could not be removed.
@@ -79,6 +79,8 @@ class StateFolder:
                 if path.name.endswith(TEMPORARY_SUFFIX):
                     remove(path)
             remove(folder / f"v{last_version + 1}")
+        for path in (*self.bases.glob(f"*{TEMPORARY_SUFFIX}"), *self.bases.glob(f"*/*{TEMPORARY_SUFFIX}")):
+            remove(path)
 
     def discard_half_copied(self) -> None:
         """Remove submissions that were being copied in when the daemon died. Raises OSError."""
