@@ -5,7 +5,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from tests.bench import constant_memory, many_folds, merge_time, upload_time
+from tests.bench import constant_memory, many_folds, merge_time, sizes, upload_time
 from tests.bench.settings import Settings
 
 BENCHMARKS = {
@@ -13,13 +13,14 @@ BENCHMARKS = {
     "upload_time": upload_time.run,
     "constant_memory": constant_memory.run,
     "many_folds": many_folds.run,
+    "sizes": sizes.run,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", nargs="*", metavar="NAME", help="which ones; all where none is named")
-    parser.add_argument("--folder", type=Path, help="where to work; needs about 4 GB")
+    parser.add_argument("--folder", type=Path, help="where to work; needs about 20 GB")
     parser.add_argument("--fusionbench", type=Path, help="a Python that has fusion-bench, to compare with")
     parser.add_argument("--mergekit", type=Path, help="a Python that has mergekit, to compare with")
     arguments = parser.parse_args()
