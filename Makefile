@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # Made from the project's own files; rebuilt when they change.
 $(VENV)/.ready: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a few minutes, once"
 	$(BIN)/python -m pip install --quiet -c deploy/constraints.txt -e '.[daemon,dev]'
 	touch $@
 

@@ -142,13 +142,15 @@ async def _run(
     # A running merge gets its grace, while watchers still see it finish, and probes over HTTP see why nothing is taken.
     await service.stop(merging)
     if watching:
-        await watching
+        await asyncio.wait([watching])
     # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who uses it.
     await server.stop(_CALLS_END_SECONDS)
     if http:
         await http.stop()
     log.info("stopped")
-    merging.result()  # raises what ended the loop, if it did not end in order
+    for ended in (merging, watching):
+        if ended:
+            ended.result()  # raises what ended it, if it did not end in order
 
 
 def _inbox(

@@ -191,7 +191,12 @@ threads = {merge.threads}  # per matrix product
 """
 
 
+_TOLD = {"extra_forbidden": "there is no such setting", "tuple_type": 'it is a list: ["...", "..."]'}
+"""Kinds of pydantic's errors whose own words are about its types -> what a person is told."""
+
+
 def _malformed(what: str, error: ValidationError) -> StateError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "value"
-    return StateError(f"{what}: {where}: {first['msg']}", "correct it; a new foldin.toml lists the settings")
+    told = _TOLD.get(first["type"], first["msg"])
+    return StateError(f"{what}: {where}: {told}", "correct it; a new foldin.toml lists the settings")

@@ -227,7 +227,8 @@ class MergeService:
         stages = MergeStages(waited=time.time() - submission.updated_at if queued else 0)
         attempt = await asyncio.to_thread(begin, submission, self._folder, self._configuration, self._versions)
         submission_log = about(log, submission.id)
-        submission_log.info("folding %r into v%d", submission.name, attempt.number)
+        name = f"{submission.name!r} " if submission.name else ""
+        submission_log.info("folding %sinto v%d", name, attempt.number)
         request = fold_request(attempt, self._folder, self._configuration, self._settings.memory_budget)
 
         def report(progress: Progress) -> None:

@@ -97,11 +97,11 @@ class TestNames:
     def test_nothing_in_common(self, partial: bool, matching: Matching) -> None:
         frozen = {"embeddings.position_ids": torch.arange(16)}
         sentence = matching.refusal(frozen, partial=partial)
-        assert ("no tensor in common" if partial else "it lacks 8 tensors") in sentence
+        assert "no tensor in common" in sentence
         assert "no tensor in common" in matching.refusal({"head": torch.zeros(2)}, ignore=("head",), partial=True)
 
     def test_names_of_another_model(self, matching: Matching) -> None:
-        assert "that the base lacks: other" in matching.refusal({"other": torch.zeros(2)}, partial=True)
+        assert "no tensor in common" in matching.refusal({"other": torch.zeros(2)}, partial=True)
 
     @pytest.mark.parametrize("prefix", ["bert.", "model.", "base_model.model.", "_orig_mod."])
     def test_prefix(self, prefix: str, matching: Matching) -> None:
@@ -117,7 +117,7 @@ class TestNames:
 
     def test_no_prefix_where_some_names_lack_it(self, matching: Matching) -> None:
         tensors = {"bert." + name: tensor for name, tensor in without(base_tensors(), QUERY).items()}
-        assert "that the base lacks" in matching.refusal(tensors)
+        assert "no tensor in common" in matching.refusal(tensors)
 
     def test_tied_tensors_may_come_under_any_of_their_names(self, tied: Matching) -> None:
         both = {**base_tensors(), "lm_head.weight": base_tensors()[EMBEDDING].clone()}

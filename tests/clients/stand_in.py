@@ -215,11 +215,17 @@ class Snapshots(snapshots_pb2_grpc.SnapshotServiceServicer):
         return snapshots_pb2.SetAliasResponse(snapshot=self.snapshots[request.version])
 
     def Rollback(self, request, context):
-        if not self.snapshots:
+        newest = sorted(
+            version
+            for version, snapshot in self.snapshots.items()
+            if snapshot.state == snapshots_pb2.SNAPSHOT_STATE_PUBLISHED
+        )
+        if not newest:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "nothing was merged yet: there is nothing to undo.")
-        undone = max(self.snapshots)
-        del self.snapshots[undone]
-        left = self.snapshots[max(self.snapshots)] if self.snapshots else None
+        undone = newest.pop()
+        self.snapshots[undone].state = snapshots_pb2.SNAPSHOT_STATE_WITHDRAWN
+        del self.snapshots[undone].aliases[:]
+        left = self.snapshots[newest[-1]] if newest else None
         return snapshots_pb2.RollbackResponse(undone=undone, snapshot=left)
 
 

@@ -175,7 +175,8 @@ def test_values_that_cannot_be_merged(run_alone: Run, base: Path, tmp_path: Path
     assert "logit_scale" in ended.stderr
 
 
-def test_errors_are_sentences(run: Run, tmp_path: Path) -> None:
+def test_errors_are_sentences(run: Run, base: Path, tmp_path: Path) -> None:
+    run("submit", make_checkpoint(tmp_path / "task", base, seed=next(_seeds)), "--wait")
     for arguments, words in {
         ("status", "nowhere"): "nowhere",
         ("show", "v999"): "v999",
@@ -270,6 +271,19 @@ def test_aliases(run: Run, task: Path) -> None:
     assert "removed" in run("alias", "stable", "--delete").stdout
     assert run("alias", "stable", "--delete", "--json").document is None
     run("alias", "stable", status=1)
+
+
+def test_names_of_what_was_rolled_back(run: Run, base: Path, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "task", base, seed=next(_seeds))
+    version = f"v{run('submit', checkpoint, '--wait', '--json').document['version']}"
+    run("alias", "stable", version)
+    for arguments in (("rollback", version), ("show", "stable"), ("pull", "stable", "--to", tmp_path / "pulled")):
+        ended = run(*arguments)
+        assert ended.stderr.count("warning: ") == 1
+        assert f"warning: {version} was rolled back, and stable still names it" in ended.stderr
+    run("alias", "stable", "--delete")
+    assert f"warning: {version} was rolled back.\n" in run("show", version).stderr
+    assert "warning" not in run("show").stderr
 
 
 def test_watch_and_rollback(run: Run, daemon: Daemon, base: Path, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ class Round:
         more_chunks = self._draw.randint(1, 6)
         texts = {
             Moment.SERVING: " serving ",
-            Moment.TAKEN: ": folding '",
+            Moment.TAKEN: " into v",
             Moment.FOLDING: "folding tensor",
             Moment.PUBLISHED: "publishing tensor 10 of 10",
             Moment.MERGED: ": merged in v",

@@ -12,7 +12,7 @@ from tests.faults.processes import WORKER_READY
 _TOLD = {
     "publishing tensor": "publishing",
     "folding tensor": "folding",
-    ": folding '": "taken up",
+    " into v": "taken up",
     ": merged in": "merged or idle",
     "pruned v": "merged or idle",
     WORKER_READY: "ready",

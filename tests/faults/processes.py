@@ -113,7 +113,7 @@ class FaultDaemon(Daemon):
 
         def running() -> psutil.Process | None:
             worker = self.worker
-            return None if worker is None or worker.pid == other_than else worker
+            return worker if worker is not None and worker.pid != other_than else None
 
         return wait_for(running, "a worker")
 

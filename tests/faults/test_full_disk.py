@@ -114,7 +114,7 @@ def test_full_during_a_merge(
     worker = daemon.wait_for_worker()
     worker.suspend()
     submission_id = client.submit(reference.two_merged.checkpoints[0]).id
-    daemon.wait_for_line(": folding '")  # the old state is gone, the request is with the worker
+    daemon.wait_for_line(" into v")  # the old state is gone, the request is with the worker
     # The new accumulated state fits, and a part of the snapshot.
     size = (reference.two_merged.checkpoints[0] / "model.safetensors").stat().st_size
     disk.fill(2 * size - CHUNK_BYTES if leave else size + CHUNK_BYTES)
@@ -134,7 +134,7 @@ def test_full_during_a_merge_down_to_the_last_byte(
     worker = daemon.wait_for_worker()
     worker.suspend()
     submission_id = client.submit(reference.two_merged.checkpoints[0]).id
-    daemon.wait_for_line(": folding '")  # the old state is gone, the request is with the worker
+    daemon.wait_for_line(" into v")  # the old state is gone, the request is with the worker
     # The new accumulated state fits, and then not even a row of the ledger: it cannot go back to QUEUED.
     size = (daemon.state / "merge" / "v2" / "accumulated.safetensors").stat().st_size
     disk.fill(-(-size // PAGE_BYTES) * PAGE_BYTES)

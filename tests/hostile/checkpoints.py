@@ -93,7 +93,7 @@ def bomb(text: bytes) -> bytes:
 
 ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     # Of another base, or of none.
-    "another base": (lambda _: single({"conv.weight": torch.ones(3, 3)}), "that the base lacks: conv.weight"),
+    "another base": (lambda _: single({"conv.weight": torch.ones(3, 3)}), "no tensor in common with the base"),
     "another shape": (
         changed(lambda tensors: tensors | {QUERY: torch.ones(24, 25)}),
         "has shape [24, 25]",
@@ -101,6 +101,10 @@ ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     "more rows": (
         changed(lambda tensors: tensors | {"embeddings.word_embeddings.weight": torch.ones(41, 24)}),
         "has 41 rows and the base's has 40",
+    ),
+    "fewer rows": (
+        changed(lambda tensors: tensors | {"embeddings.word_embeddings.weight": torch.ones(39, 24)}),
+        "if the vocabulary was cut",
     ),
     "more tensors": (changed(lambda tensors: tensors | {"extra.weight": torch.ones(2)}), "lacks: extra.weight"),
     "fewer tensors": (
@@ -154,7 +158,7 @@ ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     "index bomb of lists": (index(bomb(b"[]")), "is larger than"),
     "index bomb of objects": (index(bomb(b"{}")), "is larger than"),
     # Sheer size.
-    "ten thousand tiny tensors": (tiny_tensors(10_000), "it has 10000 tensors that the base lacks"),
+    "ten thousand tiny tensors": (tiny_tensors(10_000), "no tensor in common with the base"),
     "a million tiny tensors": (tiny_tensors(1_000_000), "states a header of"),
     "enormous metadata": (big_metadata, "states a header of"),
     # Not what is merged.

@@ -53,7 +53,14 @@ def test_json_has_every_transition(past: History, tmp_path: Path, start_daemon: 
         for submission_id in (merged, rejected, refused, withdrawn, quarantined)
     }
     for submission_id, words in {
-        merged: ["queued,", "folding ''", "folding tensor", "publishing tensor", "merged in v5", "v5 was rolled back"],
+        merged: [
+            "queued,",
+            "folding into v",
+            "folding tensor",
+            "publishing tensor",
+            "merged in v5",
+            "v5 was rolled back",
+        ],
         rejected: ["rejected: "],
         refused: ["queued,", "rejected: it has NaN"],
         withdrawn: ["withdrawn by its submitter"],

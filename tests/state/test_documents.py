@@ -20,6 +20,7 @@ ROW = re.compile(r"^\| v\d.*", re.MULTILINE)
 
 def submission(name: str = "task", labels: dict[str, str] | None = None) -> Submission:
     return Submission(
+        uploaded=True,
         id="1a2b3c-random",
         number=1,
         name=name,

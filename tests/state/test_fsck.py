@@ -48,7 +48,7 @@ DAMAGES: dict[str, tuple[Callable[[StateFolder], object], list[str]]] = {
     "a bit of a snapshot": (lambda folder: flip(folder.snapshot(2) / TENSORS), ["snapshots/v2/model.safetensors"]),
     "a snapshot cut off": (
         lambda folder: (folder.snapshot(2) / TENSORS).write_bytes(b"1234"),
-        ["snapshots/v2/model.safetensors: its 4 bytes are not the"],
+        ["snapshots/v2/model.safetensors: it has 4 bytes, and"],
     ),
     "a file of a snapshot missing": (
         lambda folder: (folder.snapshot(1) / "config.json").unlink(),

@@ -99,8 +99,11 @@ class Daemon:
     def wait_for_bases(self) -> None:
         """Wait until the worker has nothing to do for the next merge."""
         with self.client() as client, suppress(NotFound):
-            version = client.show("latest").version
-            wait_for(lambda: f"the bases of v{version} are ready" in self.log.read_text(), "the bases to be ready", 300)
+            wait_for(
+                lambda: f"the bases of v{client.show('latest').version} are ready" in self.log.read_text(),
+                "the bases to be ready",
+                120,
+            )
 
     def kill(self) -> None:
         """kill -9 the daemon; its worker goes with it."""

@@ -39,6 +39,11 @@ def complain(sentence: str) -> None:
     typer.echo(f"foldin: {printable(sentence)}", err=True)
 
 
+def warn(sentence: str) -> None:
+    """Print a warning on stderr."""
+    complain(f"warning: {sentence}")
+
+
 def emit(document: Any, one_line: bool = False) -> None:
     """Print a JSON document on stdout."""
     typer.echo(json.dumps(document, indent=None if one_line else 2))

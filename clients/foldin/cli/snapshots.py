@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from foldin.cli.options import AsJson, Server, examples, read_version
-from foldin.cli.session import connected, emit, printable
+from foldin.cli.session import connected, emit, printable, warn
 from foldin.cli.submissions import watch_submission
 from foldin.models import Snapshot
 
@@ -31,7 +31,9 @@ def list_snapshots(server: Server = None, as_json: AsJson = False) -> None:
 def show(ref: Ref = "latest", server: Server = None, as_json: AsJson = False) -> None:
     """Show one version: what it contains, its norms and its files."""
     with connected(server, as_json) as client:
-        _show(client.show(ref), as_json)
+        snapshot = client.show(ref)
+    _warn_if_withdrawn(snapshot)
+    _show(snapshot, as_json)
 
 
 def pull(
@@ -58,6 +60,7 @@ def pull(
 
         with Display() as display:
             snapshot = client.pull(ref, to=to, on_progress=display.transfer)
+    _warn_if_withdrawn(snapshot)
     if as_json:
         emit(snapshot.to_json())
     else:
@@ -114,11 +117,20 @@ def rollback(version: Version = None, server: Server = None, as_json: AsJson = F
     """
     with connected(server, as_json) as client:
         done = client.rollback(version)
+        undone = client.show(f"v{done.undone}")
+    _warn_if_withdrawn(undone, unless_unnamed=True)
     if as_json:
         emit(done.to_json())
     else:
         now = f"the newest is v{done.snapshot.version}" if done.snapshot else "no version is left"
         typer.echo(f"v{done.undone} is undone; {now}.")
+
+
+def _warn_if_withdrawn(snapshot: Snapshot, *, unless_unnamed: bool = False) -> None:
+    if snapshot.state != "WITHDRAWN" or (unless_unnamed and not snapshot.aliases):
+        return
+    names = f", and {', '.join(snapshot.aliases)} still names it: move that with `foldin alias`"
+    warn(f"v{snapshot.version} was rolled back{names if snapshot.aliases else ''}.")
 
 
 def _show(snapshot: Snapshot, as_json: bool) -> None:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def submit(
     path: Annotated[
         str,
-        typer.Argument(
-            metavar="PATH", show_default=False, help="A .safetensors file, or a folder with a model or an adapter."
-        ),
+        typer.Argument(metavar="PATH", show_default=False, help="A .safetensors file, or a folder with a model."),
     ],
     name: Annotated[str | None, typer.Option(help="A name for people to read; need not be unique.")] = None,
     label: Annotated[
@@ -159,7 +157,7 @@ COMMANDS = (
         submit,
         examples(
             "foldin submit runs/task-17 --name task-17 --wait",
-            "foldin submit adapter/ --label team=vision --label round=4",
+            "foldin submit runs/task-18 --label team=vision --label round=4",
             "foldin submit /mnt/share/task-17 --on-server",
         ),
     ),

@@ -44,12 +44,14 @@ def _check_names(tensors: Mapping[str, TensorInfo], plan: Plan, ignore: Sequence
         for tensor in plan.folded
         if tensor.name not in tensors and not any(other in tensors for other in plan.tied_names.get(tensor.name, ()))
     ]
+    if prefix := _added_prefix(tensors, plan):
+        raise CheckpointRefused(
+            f"the names of its tensors are those of the base with {prefix!r} before them",
+            f"save the inner model alone, say model.{prefix.rstrip('.')}.save_pretrained(...), and submit that",
+        )
+    if len(missing) == len(plan.folded):
+        raise CheckpointRefused("it has no tensor in common with the base", "check which base it was fine-tuned from")
     if extra:
-        if prefix := _added_prefix(tensors, plan):
-            raise CheckpointRefused(
-                f"the names of its tensors are those of the base with {prefix!r} before them",
-                f"save the inner model alone, say model.{prefix.rstrip('.')}.save_pretrained(...), and submit that",
-            )
         raise CheckpointRefused(
             f"it has {_count(extra, 'tensor')} that the base lacks: {_some(extra)}",
             "remove them, or have the operator add a pattern for them to `ignore` (task heads, say)",
@@ -59,8 +61,6 @@ def _check_names(tensors: Mapping[str, TensorInfo], plan: Plan, ignore: Sequence
             f"it lacks {_count(missing, 'tensor')} of the base: {_some(missing)}",
             "submit the whole model, or mark the submission as partial if they are unchanged",
         )
-    if len(missing) == len(plan.folded):
-        raise CheckpointRefused("it has no tensor in common with the base", "check which base it was fine-tuned from")
 
 
 def _check_tensor(tensor: TensorInfo, planned: PlannedTensor) -> None:
@@ -68,7 +68,9 @@ def _check_tensor(tensor: TensorInfo, planned: PlannedTensor) -> None:
         if tensor.shape[1:] == planned.shape[1:] and len(tensor.shape) == 2:
             raise CheckpointRefused(
                 f"tensor {tensor.name!r} has {tensor.shape[0]} rows and the base's has {planned.shape[0]}",
-                "if the vocabulary was extended, cut the tensor to the base's rows before submitting",
+                "if the vocabulary was extended, cut the tensor to the base's rows before submitting"
+                if tensor.shape[0] > planned.shape[0]
+                else "if the vocabulary was cut, submit the tensor with all rows of the base",
             )
         raise CheckpointRefused(
             f"tensor {tensor.name!r} has shape {list(tensor.shape)} and the base's has {list(planned.shape)}",

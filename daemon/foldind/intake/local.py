@@ -64,9 +64,11 @@ class LocalPaths:
         return submission
 
     def _allowed(self, path: str) -> Path:
+        if not Path(path).is_absolute():
+            raise InvalidRequest(f"{path} is a relative path", "give an absolute one, as it is on the daemon's machine")
         real = Path(os.path.realpath(path))
         roots = [Path(os.path.realpath(root)) for root in self._settings.allowed_roots]
-        if not Path(path).is_absolute() or not any(real.is_relative_to(root) for root in roots):
+        if not any(real.is_relative_to(root) for root in roots):
             raise Forbidden(
                 f"{path} is not below a folder that the daemon may read",
                 "upload it instead, or have the operator add its folder to `allowed_roots`",

@@ -107,8 +107,10 @@ def _check_files(folder: Path, files: Mapping[str, FileDigest]) -> Iterator[str]
         except OSError as error:
             yield f"{folder / name}: {error.strerror}"
             continue
-        if found != digest:
-            yield f"{folder / name}: its {found.size} bytes are not the {digest.size} that were recorded"
+        if found.size != digest.size:
+            yield f"{folder / name}: it has {found.size} bytes, and {digest.size} were recorded"
+        elif found != digest:
+            yield f"{folder / name}: its content (SHA-256) is not what was recorded"
 
 
 def _check_lineage(versions: Versions) -> Iterator[str]:

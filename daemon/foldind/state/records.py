@@ -64,6 +64,8 @@ class Submission:
     """File name -> length and SHA-256 (empty where it is not known yet)."""
     partial: bool
     forced: bool
+    uploaded: bool
+    """Whether its bytes arrive in chunks; else they are copied from the daemon's own file system."""
     attempts: int
     content_digest: str
     created_at: float
@@ -71,8 +73,6 @@ class Submission:
     """Seconds since the epoch."""
     bytes_kept: bool
     """Whether its files are still in the state folder."""
-    uploaded: bool = True
-    """Whether its bytes arrive in chunks; else they are copied from the daemon's own file system."""
 
 
 @dataclass(frozen=True)
