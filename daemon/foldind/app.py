@@ -74,6 +74,8 @@ def serve(root: Path, **flags: Any) -> None:
         ledger, versions, census = Ledger(database), Versions(database), Census(database)
         recover(folder, ledger, versions)
         plan = Plan.from_json(folder.plan.read_bytes())
+        merge = configuration.merge
+        log.info("merging by the linear algebra of %s, threads a product: %d", merge.backend, merge.threads)
         asyncio.run(_run(folder, configuration, settings, ledger, versions, census, plan))
 
 
@@ -96,7 +98,7 @@ async def _run(
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
     inbox = await asyncio.to_thread(_inbox, folder, ledger, admission, settings, metrics, changes)
-    metrics.add(StateCollector(folder, census, versions, service, supervisor, preparation, inbox))
+    metrics.add(StateCollector(folder, configuration.merge, census, versions, service, supervisor, preparation, inbox))
     healthiness = health.aio.HealthServicer()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])

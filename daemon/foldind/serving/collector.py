@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from foldind.checkpoints.plan import Treatment
+from foldind.config import MergeSettings
 from foldind.intake.inbox import Inbox
 from foldind.preparation import Preparation
 from foldind.service import PAUSES, MergeService
@@ -42,6 +43,7 @@ class StateCollector(Collector):
     """Everything that is known without counting; `collect` blocks on the disk."""
 
     folder: StateFolder
+    merge: MergeSettings
     census: Census
     versions: Versions
     service: MergeService
@@ -67,6 +69,8 @@ class StateCollector(Collector):
     def _process(self) -> Iterator[Metric]:
         build = {"version": version("foldin"), "python": platform.python_version(), "torch": version("torch")}
         yield InfoMetricFamily("foldin_build", "What is running.", build)
+        algebra = {"backend": self.merge.backend, "threads": str(self.merge.threads)}
+        yield InfoMetricFamily("foldin_linear_algebra", "Whose products merge, and threads for each.", algebra)
         ready = not self.service.unready_reason
         yield _gauge("foldin_ready", "Whether checkpoints are taken and merged: what /readyz says.", float(ready))
         paused: dict[str, float] = {reason: float(reason == self.service.paused_by) for reason in PAUSES}
