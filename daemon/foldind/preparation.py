@@ -66,7 +66,8 @@ class Preparation:
             self._tell_if_ready(head)
         except (OSError, WorkerDied) as error:
             # Not again before the next version: its fold computes by itself what is missing.
-            log.warning("%d of %d bases are not kept: %s", len(self._missing), len(self._matrices), error)
+            if not self._supervisor.stopped:
+                log.warning("%d of %d bases are not kept: %s", len(self._missing), len(self._matrices), error)
             self._missing = []
         return True
 
@@ -74,8 +75,8 @@ class Preparation:
         head = self._versions.head()
         key = bases_key(head.state_files, self._merge) if head and self._wanted else ""
         if key != self._key:
+            self._key, self._missing = key, []
             self._kept.keep_only(key)
-            self._key = key
             self._missing = self._kept.missing(key, self._matrices) if key else []
             if head and key:
                 self._tell_if_ready(head)
@@ -104,7 +105,7 @@ class Preparation:
         try:
             answer = await self._supervisor.compute_basis(request)
             if isinstance(answer, Failed):
-                raise OSError(answer.disk_errno, answer.message)
+                raise OSError(answer.message)
             await asyncio.to_thread(self._kept.seal, temporary, file)
         finally:
             await asyncio.to_thread(remove, temporary)

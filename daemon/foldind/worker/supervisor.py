@@ -70,7 +70,8 @@ class Supervisor:
         self._environment = {**os.environ, **worker_environment(threads)}
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
-        self._stopped = False
+        self.stopped = False
+        """Whether it was stopped, and no other worker is started."""
         self.ready: Ready | None = None
         """What the worker said once its imports were done; None before the first time."""
         self.restarts = 0
@@ -91,7 +92,7 @@ class Supervisor:
         """
         if self.is_running:
             return
-        if self._stopped:
+        if self.stopped:
             raise WorkerDied("the daemon is stopping")
         self.restarts += self._process is not None
         self._process = await asyncio.create_subprocess_exec(
@@ -144,7 +145,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Kill the worker, if it runs; no other is started."""
-        self._stopped = True
+        self.stopped = True
         if self._process is None:
             return
         with suppress(ProcessLookupError):
