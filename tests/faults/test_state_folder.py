@@ -175,7 +175,7 @@ def test_fsck_prints_what_it_finds(state: Path) -> None:
 
 def test_init_that_was_killed_leaves_nothing_in_the_way(large: Prepared, tmp_path: Path) -> None:
     state, temporary = tmp_path / "made", tmp_path / ".made.tmp"
-    arguments = ("init", "--base", str(large.state / "base"), "--state", str(state))
+    arguments = ("init", "--backend", "numpy", "--base", str(large.state / "base"), "--state", str(state))
     with subprocess.Popen([BIN / "foldind", *arguments], stderr=subprocess.DEVNULL) as process:
         wait_for(temporary.exists, "it to begin")
         process.kill()

@@ -102,8 +102,8 @@ UNFIT: dict[str, tuple[Callable[[Tensors], Tensors], tuple[str, ...]]] = {
     "float64": (lambda tensors: tensors | {QUERY: tensors[QUERY].double()}, (QUERY, "F64", "F32")),
     "quantised": (lambda tensors: tensors | {QUERY: tensors[QUERY].char()}, (QUERY, "I8", "quantised")),
     "float8": (lambda tensors: tensors | {QUERY: tensors[QUERY].to(torch.float8_e4m3fn)}, (QUERY, "F8_E4M3")),
-    "another model": (lambda _: {"conv.weight": torch.ones(3, 3)}, ("conv.weight",)),
-    "no tensors": (lambda _: {}, ("lacks", "8 tensors")),
+    "another model": (lambda _: {"conv.weight": torch.ones(3, 3)}, ("no tensor in common",)),
+    "no tensors": (lambda _: {}, ("no tensor in common",)),
 }
 
 VALUES: dict[str, tuple[Callable[[Tensors], Tensors], tuple[str, ...]]] = {
