@@ -95,7 +95,13 @@ def init(
     backend: Annotated[
         str | None, typer.Option(help="Linear algebra: `torch` or `numpy`. [the faster one, which is measured]")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads per matrix product. [the processors there are]")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads per matrix product. With one, every processor has a tensor of its own; more need less "
+            "memory, and suffer on a busy machine. [1]"
+        ),
+    ] = None,
 ) -> None:
     """Make a state folder from a base model.
 

@@ -5,7 +5,6 @@ may be changed between runs, and is overridden by environment variables FOLDIN_*
 """
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,7 +53,7 @@ class MergeSettings(BaseModel):
     projection: Literal["exact", "leading"] = "exact"
     summed: tuple[str, ...] = SUMMED_PATTERNS
     backend: Literal["torch", "numpy"] = "torch"
-    threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
+    threads: int = Field(1, ge=1, le=1024)
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
@@ -167,7 +166,7 @@ cross_blocks = {json.dumps(merge.cross_blocks)}
 projection = {json.dumps(merge.projection)}
 summed = {json.dumps(list(merge.summed))}  # 2-D tensors of these names are no linear layers
 backend = {json.dumps(merge.backend)}  # whose linear algebra: torch's or numpy's; the faster one here
-threads = {merge.threads}  # per matrix product
+threads = {merge.threads}  # per matrix product; with one, every processor has a tensor of its own
 
 [serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it
 # grpc = "127.0.0.1:7070"

@@ -1,4 +1,4 @@
-"""Between merges: the bases that the next fold needs are computed, one matrix at a time.
+"""Between merges: the bases that the next fold needs are computed, one matrix a processor at a time.
 
 So a submission that arrives meanwhile waits for one matrix at the most, and finds what is finished. They are a cache:
 whatever goes wrong here is logged, and costs time only.
@@ -19,7 +19,7 @@ from foldind.state.folder import StateFolder
 from foldind.state.records import Version
 from foldind.state.versions import Versions
 from foldind.worker.blocks import projected_matrices
-from foldind.worker.messages import BasisRequest, Failed
+from foldind.worker.messages import BasisRequest, BasisTarget, Failed
 from foldind.worker.supervisor import Supervisor, WorkerDied
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Preparation:
         self._supervisor = supervisor
         self._kept = KeptBases(folder.bases)
         self._matrices = {matrix.basis_file: matrix for matrix in projected_matrices(plan)}
+        self._memory_budget = settings.memory_budget
         self._merge_bytes = plan.merge_bytes + RESERVED_BYTES
         self._key = ""
         self._missing: list[str] = []
@@ -56,13 +57,13 @@ class Preparation:
         return len(self._matrices) - len(missing), len(self._matrices)
 
     async def step(self) -> bool:
-        """Compute one basis of the newest version's state, and tell whether there was one to compute."""
+        """Compute bases of the newest version's state, one a processor, and tell whether there were any to compute."""
         try:
             head = await asyncio.to_thread(self._look)
             if head is None or not self._missing:
                 return False
-            await self._compute(head, self._missing[0])
-            self._missing.pop(0)
+            done = await self._compute(head)
+            del self._missing[:done]
             self._tell_if_ready(head)
         except (OSError, WorkerDied) as error:
             # Not again before the next version: its fold computes by itself what is missing.
@@ -86,26 +87,41 @@ class Preparation:
         if not self._missing:
             log.info("the bases of v%d are ready", head.version)
 
-    async def _compute(self, head: Version, file: str) -> None:
-        matrix = self._matrices[file]
+    async def _compute(self, head: Version) -> int:
+        files = self._next()
+        needed = sum(self._matrices[file].basis_bytes for file in files)
         disk = os.statvfs(self._folder.root)
-        if disk.f_bavail * disk.f_frsize < matrix.basis_bytes + self._merge_bytes:
+        if disk.f_bavail * disk.f_frsize < needed + self._merge_bytes:
             raise OSError(errno.ENOSPC, "the disk has no room for them beside a merge")
-        temporary = self._kept.temporary(self._key, file, secrets.token_hex(4))
+        attempt = secrets.token_hex(4)
+        temporary = {file: self._kept.temporary(self._key, file, attempt) for file in files}
         request = BasisRequest(
             rule=self._merge.rule,
             hyper_parameters=self._merge.hyper_parameters,
             backend=self._merge.backend,
             threads=self._merge.threads,
             accumulated=str(self._folder.accumulated(head.version)),
-            tensor=matrix.tensor.name,
-            rows=matrix.rows,
-            target=str(temporary),
+            targets=tuple(
+                BasisTarget(self._matrices[file].tensor.name, self._matrices[file].rows, str(temporary[file]))
+                for file in files
+            ),
         )
         try:
-            answer = await self._supervisor.compute_basis(request)
+            answer = await self._supervisor.compute_bases(request)
             if isinstance(answer, Failed):
                 raise OSError(answer.message)
-            await asyncio.to_thread(self._kept.seal, temporary, file)
+            for file, path in temporary.items():
+                await asyncio.to_thread(self._kept.seal, path, file)
         finally:
-            await asyncio.to_thread(remove, temporary)
+            for path in temporary.values():
+                await asyncio.to_thread(remove, path)
+        return len(files)
+
+    def _next(self) -> list[str]:
+        at_once = max(1, len(os.sched_getaffinity(0)) // self._merge.threads)
+        files: list[str] = []
+        for file in self._missing[:at_once]:
+            if files and sum(self._matrices[name].fold_bytes for name in (*files, file)) > self._memory_budget:
+                break
+            files.append(file)
+        return files

@@ -14,6 +14,7 @@ from foldind.worker.blocks import projected_matrices
 from foldind.worker.messages import (
     BasisDone,
     BasisRequest,
+    BasisTarget,
     FoldRequest,
     FoldResult,
     Message,
@@ -116,15 +117,14 @@ def _measure(folder: Path, size: llama.Size) -> str:
     fold(checkpoints[0], folder / "first", None, BUDGETS[-1])
     started = time.perf_counter()
     for matrix in projected_matrices(plan):
+        target = BasisTarget(matrix.tensor.name, matrix.rows, str(bases / matrix.basis_file))
         request = BasisRequest(
             rule="opcm",
             hyper_parameters={},
             backend="numpy",
             threads=threads,
             accumulated=str(state),
-            tensor=matrix.tensor.name,
-            rows=matrix.rows,
-            target=str(bases / matrix.basis_file),
+            targets=(target,),
         )
         answer = worker.ask(request)
         assert isinstance(answer, BasisDone), answer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from foldind.worker.blocks import projected_matrices
-from foldind.worker.messages import BasisRequest
-from foldind.worker.prepare import prepare_basis
+from foldind.worker.messages import BasisRequest, BasisTarget
+from foldind.worker.prepare import prepare_bases
 from torch import Generator, Tensor
 
 from tests.checkpoints.folding import PROJECTED, Stream, fine_tuned
@@ -25,22 +25,22 @@ def base() -> dict[str, Tensor]:
 def keep_bases(stream: Stream, **hyper_parameters: object) -> list[Path]:
     """Have the bases of a stream's state computed, as the daemon does between merges; return their files."""
     stream.bases.mkdir()
-    files = []
-    for matrix in projected_matrices(stream.plan):
-        files.append(stream.bases / matrix.basis_file)
-        prepare_basis(
+    targets = [
+        BasisTarget(matrix.tensor.name, matrix.rows, str(stream.bases / matrix.basis_file))
+        for matrix in projected_matrices(stream.plan)
+    ]
+    for part in (targets[:1], targets[1:]):
+        prepare_bases(
             BasisRequest(
                 rule="opcm",
                 hyper_parameters=hyper_parameters,
                 backend=stream.backend,
                 threads=1,
                 accumulated=str(stream.merged_state),
-                tensor=matrix.tensor.name,
-                rows=matrix.rows,
-                target=str(files[-1]),
+                targets=tuple(part),
             )
         )
-    return files
+    return [Path(target.file) for target in targets]
 
 
 @pytest.mark.parametrize("projection", ["exact", "leading"])

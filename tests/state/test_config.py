@@ -53,7 +53,7 @@ class TestMergeSettings:
         settings = merge_settings(alpha=None, cross_blocks=None, summed=None, threads=None)
         assert settings == MergeSettings()
         assert (settings.rule, settings.alpha, settings.cross_blocks) == ("opcm", 0.5, "keep")
-        assert settings.threads == len(os.sched_getaffinity(0))
+        assert (settings.projection, settings.backend, settings.threads) == ("exact", "torch", 1)
 
     @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.999999])
     def test_alpha(self, path: Path, alpha: float) -> None:

@@ -28,7 +28,7 @@ from foldind.worker.messages import (
     decode,
     encode,
 )
-from foldind.worker.prepare import prepare_basis
+from foldind.worker.prepare import prepare_bases
 
 _PR_SET_PDEATHSIG = 1
 
@@ -64,7 +64,7 @@ def _answer(request: Message, answers: BinaryIO) -> Message:
                 result = fold_submission(request, lambda progress: _send(answers, progress))
                 return replace(result, peak_resident_bytes=resident_bytes("VmHWM"))
             case BasisRequest():
-                prepare_basis(request)
+                prepare_bases(request)
                 return BasisDone()
         return Failed(f"{type(request).__name__} is no request")
     except CheckpointRefused as error:

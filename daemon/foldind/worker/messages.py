@@ -42,8 +42,20 @@ class FoldRequest:
 
 
 @dataclass(frozen=True)
+class BasisTarget:
+    """One matrix of the accumulated state, and where its basis goes."""
+
+    tensor: str
+    """Name of the tensor."""
+    rows: tuple[int, int] | None
+    """Of the tensor, [first, last), that are the matrix."""
+    file: str
+    """To write; a temporary name."""
+
+
+@dataclass(frozen=True)
 class BasisRequest:
-    """Daemon to worker: compute the basis of one matrix of the accumulated state. Paths are absolute."""
+    """Daemon to worker: compute bases of the accumulated state, side by side. Paths are absolute."""
 
     rule: str
     """Name of the merge rule, and its hyper-parameters."""
@@ -54,11 +66,7 @@ class BasisRequest:
     """Threads per matrix product."""
     accumulated: str
     """Folder of the accumulated state."""
-    tensor: str
-    """Name of the tensor, and its rows [first, last) that are the matrix."""
-    rows: tuple[int, int] | None
-    target: str
-    """File to write it to; a temporary name."""
+    targets: tuple[BasisTarget, ...]
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class BasisDone:
-    """Worker to daemon: the basis is written and durable, under the temporary name."""
+    """Worker to daemon: the bases are written and durable, under the temporary names."""
 
 
 @dataclass(frozen=True)
@@ -159,4 +167,6 @@ def decode(line: bytes) -> Message:
         fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
         for files in ("state_files", "snapshot_files"):
             fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
+    if kind is BasisRequest:
+        fields["targets"] = tuple(BasisTarget(**entry) for entry in fields["targets"])
     return kind(**fields)

@@ -1,4 +1,4 @@
-"""Between folds: the basis of one matrix, computed before it is needed."""
+"""Between folds: bases, computed before they are needed."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from foldind.merging import RULES
 from foldind.merging.backend import BACKENDS
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import write_basis
-from foldind.worker.messages import BasisRequest
+from foldind.worker.messages import BasisRequest, BasisTarget
+from foldind.worker.ordered import Parallelism, ordered_map
 
 
-def prepare_basis(request: BasisRequest) -> None:
-    """Compute the basis of one matrix of the accumulated state, and write it durably under the temporary name.
+def prepare_bases(request: BasisRequest) -> None:
+    """Compute bases of the accumulated state, all at once, and write them durably under the temporary names.
 
     Raises:
       OSError: a disk is full or failing, or the state is gone.
@@ -21,5 +22,11 @@ def prepare_basis(request: BasisRequest) -> None:
     torch.set_num_threads(request.threads)
     rule = RULES[request.rule](**request.hyper_parameters, backend=BACKENDS[request.backend])
     with AccumulatedState(Path(request.accumulated)) as state:
-        matrix = state.read(request.tensor, request.rows).flatten(0, -2)
-    write_basis(Path(request.target), rule.decompose(matrix))
+
+        def prepare(target: BasisTarget) -> None:
+            matrix = state.read(target.tensor, target.rows).flatten(0, -2)
+            write_basis(Path(target.file), rule.decompose(matrix))
+
+        at_once = Parallelism(len(request.targets), request.threads, budget=0)
+        for _ in ordered_map(prepare, request.targets, lambda _: 0, at_once):
+            pass

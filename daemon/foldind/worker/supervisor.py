@@ -131,8 +131,8 @@ class Supervisor:
             if isinstance(answer, Progress):
                 report(answer)
 
-    async def compute_basis(self, request: BasisRequest) -> BasisDone | Failed:
-        """Have a basis computed and written.
+    async def compute_bases(self, request: BasisRequest) -> BasisDone | Failed:
+        """Have bases computed and written.
 
         Raises:
           WorkerDied: it died before it answered.
