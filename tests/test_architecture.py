@@ -40,6 +40,7 @@ WITH_TORCH = (
     "worker.publish",
     "worker.selftest",
     "worker.taskvectors",
+    "worker.taskvectors.*",
 )
 """What may import torch."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from foldind.checkpoints.checkpoint import MAX_INDEX_BYTES, Checkpoint, Limits
+from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.header import MAX_HEADER_BYTES, TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
 from foldind.errors import CheckpointRefused
@@ -22,16 +23,16 @@ def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[s
     """Check that a submission can be folded.
 
     Args:
-      submission: the checkpoint handed in.
+      submission: the checkpoint handed in, of any form.
       plan: of the base.
       ignore: patterns of tensors that the base lacks and that are left out without complaint (task heads).
-      partial: whether tensors of the base that the submission lacks count as unchanged.
+      partial: whether tensors of the base that a whole model lacks count as unchanged.
 
     Raises:
       CheckpointRefused: it names the tensors and says what to do.
     """
     tensors = submission.tensors
-    _check_names(tensors, plan, ignore, partial)
+    _check_names(tensors, plan, ignore, partial or form_of(submission) is Form.TASK_VECTOR)
     for name, tensor in tensors.items():
         if planned := plan.by_name.get(name):
             _check_tensor(tensor, planned)

@@ -22,7 +22,8 @@ from foldind.state.durable import FileDigest
 from foldind.worker.blocks import Block, tensor_blocks
 from foldind.worker.messages import FoldRequest, Progress, Report, TensorStatistics
 from foldind.worker.ordered import Parallelism, ordered_map
-from foldind.worker.taskvectors import TaskVectors
+from foldind.worker.taskvectors import not_finite, open_task_vectors
+from foldind.worker.taskvectors.contract import TaskVectors
 
 
 class Accumulation(NamedTuple):
@@ -50,7 +51,7 @@ def accumulate(
     folded: list[_FoldedBlock] = []
     with ExitStack() as stack:
         old = stack.enter_context(AccumulatedState(Path(request.accumulated))) if request.accumulated else None
-        task_vectors = stack.enter_context(TaskVectors(plan, base, submission))
+        task_vectors = stack.enter_context(open_task_vectors(plan, base, submission))
         new = stack.enter_context(new_accumulated_file(Path(request.state_folder), plan))
         step = _FoldStep(rule, task_vectors, old, Path(request.bases))
         blocks = chain.from_iterable(tensor_blocks(number, tensor) for number, tensor in enumerate(plan.folded))
@@ -62,7 +63,7 @@ def accumulate(
             for _ in tensor_blocks(number, tensor):
                 accumulated, part = next(results)
                 if not math.isfinite(part.task_vector_norm):
-                    raise _refusal(task_vectors.not_finite(plan.folded[number:]))
+                    raise _refusal(not_finite(task_vectors, plan.folded[number:]))
                 new.write(bytes_of(accumulated))
                 parts.append(part)
             statistics.append(_statistics(tensor, parts))

@@ -25,11 +25,10 @@ class Block(NamedTuple):
     @property
     def fold_bytes(self) -> int:
         """Bytes that folding it takes at the most."""
-        shape = self.tensor.shape
-        elements = math.prod(shape) if self.rows is None else (self.rows[1] - self.rows[0]) * math.prod(shape[1:])
+        elements = math.prod(block_shape(self.tensor, self.rows))
         if not self.basis_file:
             return 20 * elements
-        m, n = shape[-2:]
+        m, n = self.tensor.shape[-2:]
         k = min(m, n)
         # In float32 tau, S and P(tau), and U^T tau; in float64 the Gram matrix, its eigenvectors and eigh's workspace.
         return 12 * elements + 4 * k * n + 40 * k * k + self.basis_bytes
@@ -39,6 +38,11 @@ class Block(NamedTuple):
         """Bytes that its basis takes at the most."""
         m, n = self.tensor.shape[-2:]
         return 4 * min(m, n) * (m + n + 2)
+
+
+def block_shape(tensor: PlannedTensor, rows: Rows) -> tuple[int, ...]:
+    """Return the shape of a tensor's rows [first, last)."""
+    return tensor.shape if rows is None else (rows[1] - rows[0], *tensor.shape[1:])
 
 
 def projected_matrices(plan: Plan) -> Iterator[Block]:

@@ -1,0 +1,38 @@
+"""A whole model: its task vectors are what it differs from the base."""
+
+from contextlib import ExitStack
+from typing import Self
+
+from torch import Tensor
+
+from foldind.checkpoints.checkpoint import Checkpoint
+from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.tensors import TensorReader
+from foldind.worker.blocks import Rows
+from foldind.worker.taskvectors.tied import read_tied
+
+
+class FineTunedModel:
+    """See contract.TaskVectors; zero for tensors that a partial submission lacks."""
+
+    def __init__(self, plan: Plan, base: Checkpoint, submission: Checkpoint):
+        self._plan = plan
+        self._base_tensors = base.tensors
+        self._tensors = submission.tensors
+        self._readers = ExitStack()
+        self._base = self._readers.enter_context(TensorReader(base.folder))
+        self._submission = self._readers.enter_context(TensorReader(submission.folder))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.close()
+
+    def read(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
+        """Return the rows [first, last) of a task vector, or all of it, float32; see contract.TaskVectors."""
+        base = self._base.read(self._base_tensors[tensor.name], rows).float()
+        found = read_tied(
+            self._plan, tensor, self._tensors, lambda name: self._submission.read(self._tensors[name], rows)
+        )
+        return base.zero_() if found is None else found.float().sub_(base)
