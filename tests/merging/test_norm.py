@@ -7,7 +7,7 @@ import torch
 from foldind.merging.norm import frobenius_inner, frobenius_norm
 from torch import Generator
 
-SHAPES = ((), (0,), (1,), (7,), (1023,), (1024,), (1025,), (3, 5, 7), (64, 1024), (300, 701))
+SHAPES = ((), (0,), (1,), (7,), (1023,), (1024,), (1025,), (3, 5, 7), (64, 1024), (65, 1024), (300, 701))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

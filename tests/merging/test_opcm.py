@@ -7,7 +7,7 @@ import pytest
 import torch
 from foldind.merging.backend import BACKENDS, Backend
 from foldind.merging.basis import decompose
-from foldind.merging.opcm import fold, opcm, project, project_leading
+from foldind.merging.opcm import opcm, project, project_leading
 from torch import Generator, Tensor
 
 from tests.merging import oracle
@@ -40,7 +40,8 @@ def errors(name: str, seed: int, leading: bool, backend: Backend) -> Iterator[fl
                     projected, _ = project(task_vector, basis, cross_blocks, backend.matmul)
                 assert projected.dtype == torch.float32
                 yield np.linalg.norm(projected.double().numpy() - expected) / length / unit
-                folded, _ = fold(accumulated, task_vector, basis, cross_blocks, leading=leading, matmul=backend.matmul)
+                rule = opcm(alpha, cross_blocks, "leading" if leading else "exact", backend)
+                folded, _ = rule.fold(accumulated, task_vector, basis)
                 total = exact + expected
                 yield np.linalg.norm(folded.double().numpy() - total) / np.linalg.norm(total) / unit
 
@@ -107,7 +108,8 @@ class TestInvariants:
         task_vector = task_vectors(accumulated, generator)["random"]
         for alpha in ALPHAS:
             for cross_blocks in CROSS_BLOCKS:
-                folded, removed_squared = fold(accumulated, task_vector, decompose(accumulated, alpha), cross_blocks)
+                rule = opcm(alpha, cross_blocks)
+                folded, removed_squared = rule.fold(accumulated, task_vector, rule.decompose(accumulated))
                 closed = norm(accumulated) ** 2 + norm(task_vector) ** 2 - removed_squared
                 assert closed**0.5 == pytest.approx(norm(folded), rel=1e-6)
 
@@ -136,9 +138,8 @@ class TestInvariants:
     def test_zero_task_vector_changes_nothing(self, build: Build, seed: int) -> None:
         accumulated = build(Generator().manual_seed(seed))
         for cross_blocks in CROSS_BLOCKS:
-            folded, removed_squared = fold(
-                accumulated, torch.zeros_like(accumulated), decompose(accumulated, 0.5), cross_blocks
-            )
+            rule = opcm(cross_blocks=cross_blocks)
+            folded, removed_squared = rule.fold(accumulated, torch.zeros_like(accumulated), rule.decompose(accumulated))
             assert torch.equal(folded, accumulated)
             assert removed_squared == 0
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _PART_ELEMENTS = 1024
+_FEW_PARTS = 64
+"""So many, or fewer, are summed in float64: the roundings of a handful of parts do not average out."""
 _SMALLEST = 1e-12
 """Below it, squares leave the range of float32."""
 
@@ -19,11 +21,12 @@ def frobenius_norm(values: Tensor) -> float:
       values: of any shape, floating-point.
     """
     parts, rest = _parts(values)
-    norms = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float32)
-    rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float32)
-    norm = float(torch.linalg.vector_norm(torch.cat([norms, rest_norm[None]]), dtype=torch.float64))
-    if _SMALLEST < norm < torch.inf:
-        return norm
+    if len(parts) > _FEW_PARTS:
+        norms = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float32)
+        rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float32)
+        norm = float(torch.linalg.vector_norm(torch.cat([norms, rest_norm[None]]), dtype=torch.float64))
+        if _SMALLEST < norm < torch.inf:
+            return norm
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
@@ -35,9 +38,10 @@ def frobenius_inner(one: Tensor, other: Tensor) -> float:
       other: of the same shape, float32.
     """
     (parts, rest), (other_parts, other_rest) = _parts(one), _parts(other)
-    inner = float(torch.linalg.vecdot(parts, other_parts).double().sum() + torch.dot(rest, other_rest).double())
-    if _SMALLEST**2 < abs(inner) < torch.inf:
-        return inner
+    if len(parts) > _FEW_PARTS:
+        inner = float(torch.linalg.vecdot(parts, other_parts).double().sum() + torch.dot(rest, other_rest).double())
+        if _SMALLEST**2 < abs(inner) < torch.inf:
+            return inner
     return float((one.double() * other.double()).sum())
 
 

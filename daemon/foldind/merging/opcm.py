@@ -19,7 +19,7 @@ from torch import Tensor
 from foldind.merging.backend import TORCH, Backend
 from foldind.merging.basis import Basis, decompose
 from foldind.merging.norm import frobenius_inner, frobenius_norm
-from foldind.merging.rule import Folded, Record, Rule
+from foldind.merging.rule import Folded, Overlap, Record, Removal, Rule
 
 CrossBlocks = Literal["keep", "drop"]
 Projection = Literal["exact", "leading"]
@@ -54,33 +54,22 @@ def opcm(
     if projection not in ("exact", "leading"):
         raise ValueError(f"projection must be 'exact' or 'leading', not {projection!r}")
 
-    leading = projection == "leading"
+    settings = _Settings(cross_blocks, projection == "leading", backend.matmul)
     return Rule(
         "opcm",
-        partial(decompose, alpha=alpha, leading=leading, backend=backend),
-        partial(fold, cross_blocks=cross_blocks, leading=leading, matmul=backend.matmul),
+        partial(decompose, alpha=alpha, leading=settings.leading, backend=backend),
+        partial(_overlap, settings),
+        partial(_removal, settings),
+        partial(_fold, settings),
         divisor,
         publish,
     )
 
 
-def fold(
-    accumulated: Tensor,
-    task_vector: Tensor,
-    basis: Basis | None,
-    cross_blocks: CrossBlocks = "keep",
-    *,
-    leading: bool = False,
-    matmul: MatMul = torch.matmul,
-) -> Folded:
-    """Return S_t = S_{t-1} + P(tau_t), by `project_leading` or by `project`; without a basis P is the identity."""
-    if basis is None:
-        return Folded(accumulated + task_vector, 0.0)
-    if leading:
-        projected, removed_squared = project_leading(task_vector, accumulated, basis, cross_blocks, matmul)
-    else:
-        projected, removed_squared = project(task_vector, basis, cross_blocks, matmul)
-    return Folded(projected.add_(accumulated), removed_squared)
+class _Settings(NamedTuple):
+    cross_blocks: CrossBlocks
+    leading: bool
+    matmul: MatMul
 
 
 def project(
@@ -105,16 +94,8 @@ def project(
 
     Source: Tang et al. 2025, equations 4 and 5.
     """
-    left, right, r = basis.left, basis.right, basis.split_rank
-    rotated = matmul(left.mT, task_vector)  # U^T tau, (q, n)
-    diagonal = torch.linalg.vecdot(rotated[r:], right[r:])  # (q - r,)
-    taken = _taken(task_vector, basis, rotated[:r], cross_blocks, matmul)
-    rotated[:r] = taken.rows
-    torch.mul(diagonal[:, None], right[r:], out=rotated[r:])
-    removed = matmul(left, rotated)
-    if taken.columns is not None:
-        removed += matmul(taken.columns, right[:r])
-    return Folded(torch.sub(task_vector, removed, out=removed), taken.squared + frobenius_norm(diagonal) ** 2)
+    settings = _Settings(cross_blocks, leading=False, matmul=matmul)
+    return _project(settings, task_vector, None, basis)
 
 
 def project_leading(
@@ -143,40 +124,75 @@ def project_leading(
     Returns:
       As `project`.
     """
-    r = basis.split_rank
-    left, right = basis.left[:, :r], basis.right[:r]
-    rotated = matmul(left.mT, task_vector)  # U_r^T tau, (r, n)
-    block_diagonal = torch.linalg.vecdot(rotated, right).double()  # (r,)
-    rest_squared = float(basis.singular_values[r:].square().sum())
-    inner = frobenius_inner(task_vector, accumulated) - float(torch.dot(basis.singular_values[:r], block_diagonal))
-    share = inner / rest_squared if rest_squared else 0.0
-    taken = _taken(task_vector, basis, rotated, cross_blocks, matmul)
-    rows = taken.rows - share * basis.singular_values[:r, None].float() * right
-    removed = matmul(left, rows).add_(accumulated, alpha=share)
-    if taken.columns is not None:
-        removed += matmul(taken.columns, right)
-    return Folded(torch.sub(task_vector, removed, out=removed), taken.squared + share**2 * rest_squared)
+    settings = _Settings(cross_blocks, leading=True, matmul=matmul)
+    return _project(settings, task_vector, accumulated, basis)
 
 
-class _Taken(NamedTuple):
-    """What is removed of the taken directions: left[:, :r] @ rows + columns @ right[:r]."""
-
-    rows: Tensor
-    """(r, n)."""
-    columns: Tensor | None
-    """(m, r), orthogonal to U_r; None: nothing."""
-    squared: float
-    """Its squared norm."""
+# Both in three steps, of which the first and the last take a matrix in row blocks as well as whole. What is removed is
+#     U rows + columns V_r^T + share S
+# where rows and share follow from U^T tau and <tau, S>, and these are sums over the rows of tau.
 
 
-def _taken(task_vector: Tensor, basis: Basis, rotated: Tensor, cross_blocks: CrossBlocks, matmul: MatMul) -> _Taken:
-    r = basis.split_rank
-    right = basis.right[:r]
-    block = matmul(rotated, right.mT)  # U_r^T tau V_r, (r, r)
-    if cross_blocks == "keep":
-        return _Taken(matmul(block, right), None, frobenius_norm(block) ** 2)
-    columns = matmul(task_vector, right.mT) - matmul(basis.left[:, :r], block)
-    return _Taken(rotated, columns, frobenius_norm(rotated) ** 2 + frobenius_norm(columns) ** 2)
+def _project(settings: _Settings, task_vector: Tensor, accumulated: Tensor | None, basis: Basis) -> Folded:
+    removal = _removal(settings, _overlap(settings, accumulated, task_vector, basis), basis)
+    projected = _subtract(settings, accumulated, task_vector, basis, removal)
+    return projected._replace(removed_squared=projected.removed_squared + removal.squared)
+
+
+def _fold(
+    settings: _Settings, accumulated: Tensor, task_vector: Tensor, basis: Basis | None, removal: Removal | None = None
+) -> Folded:
+    if basis is None:
+        return Folded(accumulated + task_vector, 0.0)
+    if removal is None:
+        projected = _project(settings, task_vector, accumulated, basis)
+    else:
+        projected = _subtract(settings, accumulated, task_vector, basis, removal)
+    return projected._replace(accumulated=projected.accumulated.add_(accumulated))
+
+
+def _overlap(settings: _Settings, accumulated: Tensor | None, task_vector: Tensor, basis: Basis) -> Overlap:
+    if not settings.leading:
+        return Overlap(settings.matmul(basis.left.mT, task_vector), 0.0)
+    assert accumulated is not None
+    left = basis.left[:, : basis.split_rank]
+    return Overlap(settings.matmul(left.mT, task_vector), frobenius_inner(task_vector, accumulated))
+
+
+def _removal(settings: _Settings, overlap: Overlap, basis: Basis) -> Removal:
+    r, rotated, matmul = basis.split_rank, overlap.rotated, settings.matmul
+    taken, rest = basis.right[:r], basis.right[r:]
+    block = matmul(rotated[:r], taken.mT)  # U_r^T tau V_r, (r, r)
+    rows = matmul(block, taken) if settings.cross_blocks == "keep" else rotated[:r]
+    squared = frobenius_norm(block if settings.cross_blocks == "keep" else rows) ** 2
+    if settings.leading:
+        singular_values = basis.singular_values[:r]
+        rest_squared = float(basis.singular_values[r:].square().sum())
+        inner = overlap.inner - float(torch.dot(singular_values, block.diagonal().double()))
+        share = inner / rest_squared if rest_squared else 0.0
+        return Removal(
+            rows - share * singular_values[:, None].float() * taken, block, share, squared + share**2 * rest_squared
+        )
+    diagonal = torch.linalg.vecdot(rotated[r:], rest)  # (q - r,)
+    rotated[:r] = rows
+    torch.mul(diagonal[:, None], rest, out=rotated[r:])
+    return Removal(rotated, block, 0.0, squared + frobenius_norm(diagonal) ** 2)
+
+
+def _subtract(
+    settings: _Settings, accumulated: Tensor | None, task_vector: Tensor, basis: Basis, removal: Removal
+) -> Folded:
+    r, matmul = basis.split_rank, settings.matmul
+    removed = matmul(basis.left[:, : len(removal.rows)], removal.rows)
+    squared = 0.0
+    if removal.share:
+        assert accumulated is not None
+        removed.add_(accumulated, alpha=removal.share)
+    if settings.cross_blocks == "drop":
+        columns = matmul(task_vector, basis.right[:r].mT) - matmul(basis.left[:, :r], removal.block)
+        removed += matmul(columns, basis.right[:r])
+        squared = frobenius_norm(columns) ** 2
+    return Folded(torch.sub(task_vector, removed, out=removed), squared)
 
 
 def divisor(record: Record) -> float:

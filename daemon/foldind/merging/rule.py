@@ -1,12 +1,12 @@
 """The contract of a merge rule: a few pure functions over one tensor, and one over a small model-wide record.
 
 A rule touches no file, clock, log or thread, and its state does not grow with the number of submissions. Whoever
-streams a model through a rule chooses the order of the tensors, and may hand over row blocks of every tensor that is
-not projected, so `fold` and `publish` are elementwise wherever no basis is given.
+streams a model through a rule chooses the order of the tensors, and may hand over row blocks: `fold` and `publish` are
+elementwise wherever no basis is given, and a projected matrix is folded in row blocks once their overlap is summed up.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -38,14 +38,60 @@ class Folded(NamedTuple):
     """Squared Frobenius norm of what the rule took out of the task vector."""
 
 
+class Fold(Protocol):
+    """(accumulated, task vector, basis) -> the new state; float32, shapes equal; no basis: nothing is projected.
+
+    Of a projected matrix these may be some of the rows, and of U the same, if its removal is given; what that removes
+    by itself is then not counted in `removed_squared`.
+    """
+
+    def __call__(
+        self, accumulated: Tensor, task_vector: Tensor, basis: Basis | None, removal: "Removal | None" = None, /
+    ) -> Folded:
+        """See the class."""
+        ...
+
+
+class Overlap(NamedTuple):
+    """What a task vector shares with what is merged, of a projected matrix or of a row block of one.
+
+    That of the matrix is the sum of those of its row blocks.
+    """
+
+    rotated: Tensor
+    """U^T tau, (p, n) float32; p as of the basis or fewer."""
+    inner: float
+    """<tau, S>; 0 where the rule does not ask for it."""
+
+    def plus(self, other: "Overlap") -> "Overlap":
+        """Return the sum, in the memory of the first."""
+        return Overlap(self.rotated.add_(other.rotated), self.inner + other.inner)
+
+
+class Removal(NamedTuple):
+    """What is taken out of the task vector of a projected matrix, but for what depends on its rows alone."""
+
+    rows: Tensor
+    """(p, n) float32; multiplied from the left with U."""
+    block: Tensor
+    """U_r^T tau V_r, (r, r) float32."""
+    share: float
+    """Of S."""
+    squared: float
+    """Squared Frobenius norm of this part of it."""
+
+
 class Rule(NamedTuple):
     """How a task vector is folded into the state, and how the state becomes the merged model."""
 
     name: str
     decompose: Callable[[Tensor], Basis]
     """(m, n) float32 accumulated matrix -> the basis its next fold needs."""
-    fold: Callable[[Tensor, Tensor, Basis | None], Folded]
-    """(accumulated, task vector, basis) -> the new state; float32, shapes equal; no basis: nothing is projected."""
+    overlap: Callable[[Tensor, Tensor, Basis], Overlap]
+    """(accumulated, task vector, basis), or the same rows of each -> what they share."""
+    removal: Callable[[Overlap, Basis], Removal]
+    """The overlap of the whole matrix, whose memory it may use, and the basis -> what `fold` is to take out."""
+    fold: Fold
     divisor: Callable[[Record], float]
     """The record after a fold -> lambda."""
     publish: Callable[[Tensor, Tensor, float], Tensor]
