@@ -187,7 +187,7 @@ class TestDrivers:
     def test_neither_converges(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.linalg, "eigh", not_converging)
         monkeypatch.setattr(torch.linalg, "svd", not_converging)
-        with pytest.raises(DecompositionError, match=r"\(3, 4\)"):
+        with pytest.raises(DecompositionError, match="small side is 3"):
             decompose(torch.ones(3, 4), 0.5)
 
     def test_svd_that_returns_nan_has_not_converged(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The orthogonal basis of what is already merged: the thin SVD of one tensor of the accumulated state."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foldind.merging.backend import LINALG_ERRORS, TORCH, Backend
-from foldind.merging.norm import frobenius_norm
 
 RANK_TOLERANCE = 2e-7
 """Singular values at or below this share of the largest count as zero.
@@ -67,6 +66,21 @@ def split_rank(singular_values: Tensor, alpha: float) -> int:
     return min(int((mass <= alpha * mass[-1]).sum()), len(singular_values) - 1)
 
 
+class SmallSide(NamedTuple):
+    """Half of a thin SVD: the singular values of a matrix, and the singular vectors of its small side, k long.
+
+    The other half follows from it and the matrix, row by row of the large side.
+    """
+
+    singular_values: Tensor
+    """(q,) float64, descending, as the Gram matrix has them."""
+    vectors: Tensor
+    """(k, p) float64, orthonormal columns."""
+    scaled: Tensor
+    """The same, divided by their singular values."""
+    split_rank: int
+
+
 def decompose(matrix: Tensor, alpha: float, *, leading: bool = False, backend: Backend = TORCH) -> Basis:
     """Return the basis of a matrix, exact to float32.
 
@@ -83,70 +97,105 @@ def decompose(matrix: Tensor, alpha: float, *, leading: bool = False, backend: B
       ValueError: the matrix is not finite, or alpha is out of range.
       DecompositionError: nothing converged.
     """
-    if not math.isfinite(frobenius_norm(matrix)):
-        raise ValueError("a matrix with NaN or infinite elements has no basis")
-    singular_values, small_side = _small_side(matrix, backend)
+    upright = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    side = small_side(lambda: _chunks(upright), alpha, leading=leading, backend=backend)
+    kept = side.vectors.shape[1]
+    tall = upright is matrix
+    # In the layout that the basis has it in: the columns of U, or the rows of V^T.
+    large_side = torch.empty(len(upright), kept) if tall else torch.empty(kept, len(upright)).mT
+    squared, first = torch.zeros(kept, dtype=torch.float64), 0
+    for chunk in _chunks(upright):
+        rows = large_side_rows(chunk, side, backend)
+        large_side[first : first + len(chunk)] = rows
+        squared += rows.square_().sum(0)
+        first += len(chunk)
+    singular_values, lengths = settle_lengths(side, squared)
+    large_side /= lengths
+    factors = (large_side, side.vectors.mT) if tall else (side.vectors, large_side.mT)
+    left, right = (factor.float().contiguous() for factor in factors)
+    return Basis(left, singular_values, right, side.split_rank)
+
+
+def small_side(
+    chunks: Callable[[], Iterable[Tensor]], alpha: float, *, leading: bool = False, backend: Backend = TORCH
+) -> SmallSide:
+    """Return the singular values of a tall matrix and the right singular vectors, from its rows.
+
+    Args:
+      chunks: the rows of it, (c, k) float32 each, in order; asked for once, or twice.
+      alpha: as in `decompose`, like what follows.
+      leading: whether the singular vectors that count as taken are enough.
+      backend: whose linear algebra computes it.
+
+    Raises:
+      ValueError, DecompositionError: as `decompose`.
+    """
+    singular_values, vectors = _right_side(chunks, backend)
     rank = int((singular_values > RANK_TOLERANCE * singular_values[0]).sum())
     singular_values = singular_values[:rank]
-    kept = split_rank(singular_values, alpha) if leading else rank
-    # Columns of length one but for the error of the singular values, which is then known.
-    large_side, lengths = _large_side(matrix, small_side[:, :kept] / singular_values[:kept], backend)
-    singular_values[:kept] *= lengths
-    factors = (large_side, small_side[:, :kept].mT) if _is_tall(matrix) else (small_side[:, :kept], large_side)
-    left, right = (factor.float().contiguous() for factor in factors)
-    return Basis(left, singular_values, right, split_rank(singular_values, alpha) if not leading else kept)
+    taken = split_rank(singular_values, alpha)
+    kept = taken if leading else rank
+    vectors = vectors[:, :kept]
+    return SmallSide(singular_values, vectors, vectors / singular_values[:kept], taken)
 
 
-def _is_tall(matrix: Tensor) -> bool:
-    return matrix.shape[0] >= matrix.shape[1]
+def large_side_rows(rows: Tensor, side: SmallSide, backend: Backend = TORCH) -> Tensor:
+    """Return rows of the left singular vectors of a tall matrix, (c, p) float64.
+
+    The columns that they are of have a length of one but for the error of the singular values; see `settle_lengths`.
+
+    Args:
+      rows: of the matrix, (c, k) float32.
+      side: of the matrix.
+      backend: whose linear algebra computes it.
+    """
+    chunk = rows.double()
+    if chunk.is_contiguous():
+        return backend.matmul(chunk, side.scaled)
+    return backend.matmul(side.scaled.mT, chunk.mT).mT  # it lies in columns, and so does the result
 
 
-def _chunks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield parts of the matrix in float64, of which all at once would be too much: (c, k), c along the large side."""
-    large, small = max(matrix.shape), min(matrix.shape)
-    step = max(_CHUNK_ROWS, _CHUNK_ELEMENTS // small)
-    for first in range(0, large, step):
-        part = slice(first, first + step)
-        yield part, matrix[part].double() if _is_tall(matrix) else matrix[:, part].double().mT
+def settle_lengths(side: SmallSide, squared: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the singular values, (q,) float64, and what the columns of the large side are to be divided by.
+
+    Args:
+      side: of the matrix.
+      squared: (p,) float64, sums of the squares of the columns that `large_side_rows` gave.
+    """
+    lengths = squared.sqrt()
+    singular_values = side.singular_values.clone()
+    singular_values[: len(lengths)] *= lengths  # the error is known now
+    return singular_values, lengths.float()
 
 
-def _small_side(matrix: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Return all singular values, descending, and the singular vectors of the small side in columns; float64."""
+def _chunks(matrix: Tensor) -> Iterator[Tensor]:
+    """Yield parts of the rows, of which all at once would be too much in float64."""
+    step = max(_CHUNK_ROWS, _CHUNK_ELEMENTS // matrix.shape[1])
+    for first in range(0, len(matrix), step):
+        yield matrix[first : first + step]
+
+
+def _right_side(chunks: Callable[[], Iterable[Tensor]], backend: Backend) -> tuple[Tensor, Tensor]:
+    """Return all singular values, descending, and the right singular vectors in columns; float64."""
+    gram = sum(backend.gram(chunk.double()) for chunk in chunks())
+    assert isinstance(gram, Tensor)
+    if not math.isfinite(float(gram.trace())):
+        raise ValueError("a matrix with NaN or infinite elements has no basis")
     with suppress(*LINALG_ERRORS):
-        gram = torch.zeros(min(matrix.shape), min(matrix.shape), dtype=torch.float64)
-        for _, chunk in _chunks(matrix):
-            gram += backend.gram(chunk)
         eigenvalues, vectors = backend.eigh(gram)
         singular_values = eigenvalues.flip(0).clamp_(min=0).sqrt_()
         if _converged(singular_values, vectors) and not _has_weak(singular_values):
             return singular_values, vectors.flip(1)
-    # Four times slower, and exact in weak directions too.
+    # Slower, and exact in weak directions too: the triangle of a QR decomposition has what the Gram matrix has, and
+    # does not square it.
     with suppress(*LINALG_ERRORS):
-        tall = matrix.double() if _is_tall(matrix) else matrix.mT.double()
-        _, singular_values, right = torch.linalg.svd(tall, full_matrices=False)
+        triangle = torch.empty(0, gram.shape[1], dtype=torch.float64)
+        for chunk in chunks():
+            triangle = torch.linalg.qr(torch.cat([triangle, chunk.double()]), mode="r").R
+        _, singular_values, right = torch.linalg.svd(triangle, full_matrices=False)
         if _converged(singular_values, right):
             return singular_values, right.mT
-    raise DecompositionError(f"neither eigh nor svd converged on a {tuple(matrix.shape)} matrix")
-
-
-def _large_side(matrix: Tensor, small_side: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Return the singular vectors of the large side, of unit length, float32, and the length they came with, float64.
-
-    They are the columns of U of a tall matrix, and the rows of V^T of a wide one.
-    """
-    tall = _is_tall(matrix)
-    shape = (matrix.shape[0], small_side.shape[1]) if tall else (small_side.shape[1], matrix.shape[1])
-    large_side, squared = torch.empty(shape), torch.zeros(small_side.shape[1], dtype=torch.float64)
-    for part, chunk in _chunks(matrix):
-        if tall:
-            product = backend.matmul(chunk, small_side)
-            large_side[part] = product
-        else:
-            product = backend.matmul(small_side.mT, chunk.mT)
-            large_side[:, part] = product
-        squared += product.square_().sum(0 if tall else 1)
-    lengths = squared.sqrt_()
-    return large_side.div_(lengths.float() if tall else lengths.float()[:, None]), lengths
+    raise DecompositionError(f"neither eigh nor svd converged on a matrix whose small side is {len(gram)}")
 
 
 def _has_weak(singular_values: Tensor) -> bool:
