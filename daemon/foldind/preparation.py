@@ -121,7 +121,13 @@ class Preparation:
         at_once = max(1, len(os.sched_getaffinity(0)) // self._merge.threads)
         files: list[str] = []
         for file in self._missing[:at_once]:
-            if files and sum(self._matrices[name].fold_bytes for name in (*files, file)) > self._memory_budget:
+            if (
+                files
+                and sum(
+                    self._matrices[name].decompose_bytes + self._matrices[name].basis_bytes for name in (*files, file)
+                )
+                > self._memory_budget
+            ):
                 break
             files.append(file)
         return files

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foldind.merging.backend import TORCH, Backend
-from foldind.merging.basis import Basis, decompose
+from foldind.merging.basis import Basis, decompose, large_side_rows, small_side
 from foldind.merging.norm import frobenius_inner, frobenius_norm
 from foldind.merging.rule import Folded, Overlap, Record, Removal, Rule
 
@@ -58,6 +58,8 @@ def opcm(
     return Rule(
         "opcm",
         partial(decompose, alpha=alpha, leading=settings.leading, backend=backend),
+        partial(small_side, alpha=alpha, leading=settings.leading, backend=backend),
+        partial(large_side_rows, backend=backend),
         partial(_overlap, settings),
         partial(_removal, settings),
         partial(_fold, settings),

@@ -5,12 +5,12 @@ streams a model through a rule chooses the order of the tensors, and may hand ov
 elementwise wherever no basis is given, and a projected matrix is folded in row blocks once their overlap is summed up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from foldind.merging.basis import Basis
+from foldind.merging.basis import Basis, SmallSide
 
 
 class Record(NamedTuple):
@@ -87,6 +87,10 @@ class Rule(NamedTuple):
     name: str
     decompose: Callable[[Tensor], Basis]
     """(m, n) float32 accumulated matrix -> the basis its next fold needs."""
+    small_side: Callable[[Callable[[], Iterable[Tensor]]], SmallSide]
+    """The rows of a tall accumulated matrix, in chunks -> what gives the rows of its basis."""
+    large_side_rows: Callable[[Tensor, SmallSide], Tensor]
+    """Some rows of that matrix -> the same of U, but for the lengths of its columns; float64."""
     overlap: Callable[[Tensor, Tensor, Basis], Overlap]
     """(accumulated, task vector, basis), or the same rows of each -> what they share."""
     removal: Callable[[Overlap, Basis], Removal]

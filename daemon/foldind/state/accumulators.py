@@ -32,6 +32,10 @@ class AccumulatedState:
     ) -> None:
         self._reader.__exit__(kind, error, trace)
 
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Return the shape of a tensor of S."""
+        return self._tensors[tensor].shape
+
     def read(self, tensor: str, rows: tuple[int, int] | None) -> Tensor:
         """Return the rows [first, last) of a tensor of S, or all of it, float32."""
         return self._reader.read(self._tensors[tensor], rows)

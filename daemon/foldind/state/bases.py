@@ -14,7 +14,7 @@ from pathlib import Path
 from foldind.config import MergeSettings
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, remove
 
-FORMAT = 1
+FORMAT = 2
 """Of the files, and of the algorithm that makes them: a basis made by another one would give other bytes."""
 
 

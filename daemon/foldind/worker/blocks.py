@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.state.bases import basis_file
 
 BLOCK_ELEMENTS = 2 * 1024 * 1024
 """Tensors that need not be whole are handled in row blocks of about so many elements."""
+
+LARGE_ELEMENTS = 8 * 1024 * 1024
+"""Projected matrices with more are handled in row blocks too, unless they are wider than tall; see large.py."""
 
 Rows = tuple[int, int] | None
 """Rows [first, last) of a tensor; None: all of it, for it has no dimensions."""
@@ -20,7 +23,12 @@ class Block(NamedTuple):
     tensor: PlannedTensor
     rows: Rows
     basis_file: str = ""
-    """Name of the file of its basis, if it is a projected matrix."""
+    """Name of the file of the basis of the matrix that it is of, if it is projected."""
+
+    @property
+    def of_large(self) -> bool:
+        """Whether it is of a large matrix."""
+        return bool(self.basis_file) and is_large(self.tensor.shape)
 
     @property
     def fold_bytes(self) -> int:
@@ -30,14 +38,47 @@ class Block(NamedTuple):
             return 20 * elements
         m, n = self.tensor.shape[-2:]
         k = min(m, n)
-        # In float32 tau, S and P(tau), and U^T tau; in float64 the Gram matrix, its eigenvectors and eigh's workspace.
-        return 12 * elements + 4 * k * n + 40 * k * k + self.basis_bytes
+        if self.of_large:
+            # In float32 tau, S and P(tau), rows of U as they are read, and their part of U^T tau.
+            return 20 * elements + 4 * k * n
+        # In float32 tau, S and P(tau), and U^T tau; or before that what the basis takes.
+        return self.basis_bytes + max(12 * elements + 4 * k * n, self.decompose_bytes)
+
+    @property
+    def decompose_bytes(self) -> int:
+        """Bytes that computing the basis of its matrix takes at the most, besides the basis."""
+        m, n = self.tensor.shape[-2:]
+        k = min(m, n)
+        # In float64 the Gram matrix, its eigenvectors twice and eigh's workspace.
+        return 40 * k * k + (20 * BLOCK_ELEMENTS if self.of_large else 4 * m * n)
 
     @property
     def basis_bytes(self) -> int:
-        """Bytes that its basis takes at the most."""
+        """Bytes that the basis of its matrix takes at the most."""
         m, n = self.tensor.shape[-2:]
-        return 4 * min(m, n) * (m + n + 2)
+        return 4 * min(m, n) * (m + n + 3)
+
+
+class FoldedBlock(NamedTuple):
+    """What a fold did to a block; norms are Frobenius norms."""
+
+    task_vector_norm: float
+    """NaN or infinite: it cannot be folded, and the rest says nothing."""
+    accumulated_norm: float
+    removed_squared: float
+    split_rank: int
+    basis_computed: bool
+    """Whether its basis was not kept from before."""
+
+    @classmethod
+    def not_finite(cls, task_vector_norm: float) -> Self:
+        """Return what is said of a block that cannot be folded."""
+        return cls(task_vector_norm, math.nan, 0.0, 0, basis_computed=False)
+
+
+def is_large(shape: Sequence[int]) -> bool:
+    """Tell whether a projected tensor of this shape is a matrix that is never whole in memory."""
+    return len(shape) == 2 and shape[0] >= shape[1] and math.prod(shape) > LARGE_ELEMENTS
 
 
 def block_shape(tensor: PlannedTensor, rows: Rows) -> tuple[int, ...]:
@@ -46,10 +87,10 @@ def block_shape(tensor: PlannedTensor, rows: Rows) -> tuple[int, ...]:
 
 
 def projected_matrices(plan: Plan) -> Iterator[Block]:
-    """Yield the blocks that have a basis, in order."""
+    """Yield the matrices that have a basis, each whole, in order."""
     for number, tensor in enumerate(plan.folded):
         if tensor.treatment is Treatment.PROJECTED:
-            yield from tensor_blocks(number, tensor)
+            yield from _matrices(number, tensor)
 
 
 def tensor_blocks(number: int, tensor: PlannedTensor) -> Iterator[Block]:
@@ -59,12 +100,20 @@ def tensor_blocks(number: int, tensor: PlannedTensor) -> Iterator[Block]:
       number: of the tensor among the folded ones of the plan.
       tensor: the tensor.
     """
-    if tensor.treatment is Treatment.PROJECTED:
-        step = tensor.shape[0] if len(tensor.shape) == 2 else 1  # stacked experts are one matrix each
-        for first in range(0, tensor.shape[0], step):
-            yield Block(tensor, (first, first + step), basis_file(number, first))
-    else:
+    if tensor.treatment is not Treatment.PROJECTED:
         yield from (Block(tensor, rows) for rows in row_blocks(tensor.shape))
+        return
+    for matrix in _matrices(number, tensor):
+        if matrix.of_large:
+            yield from (matrix._replace(rows=rows) for rows in row_blocks(tensor.shape))
+        else:
+            yield matrix
+
+
+def _matrices(number: int, tensor: PlannedTensor) -> Iterator[Block]:
+    step = tensor.shape[0] if len(tensor.shape) == 2 else 1  # stacked experts are one matrix each
+    for first in range(0, tensor.shape[0], step):
+        yield Block(tensor, (first, first + step), basis_file(number, first))
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[Rows]:

@@ -8,6 +8,8 @@ from foldind.merging import RULES
 from foldind.merging.backend import BACKENDS
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import write_basis
+from foldind.worker.blocks import is_large
+from foldind.worker.large import write_large_basis
 from foldind.worker.messages import BasisRequest, BasisTarget
 from foldind.worker.ordered import Parallelism, ordered_map
 
@@ -24,8 +26,10 @@ def prepare_bases(request: BasisRequest) -> None:
     with AccumulatedState(Path(request.accumulated)) as state:
 
         def prepare(target: BasisTarget) -> None:
-            matrix = state.read(target.tensor, target.rows).flatten(0, -2)
-            write_basis(Path(target.file), rule.decompose(matrix))
+            if is_large(state.shape(target.tensor)):
+                write_large_basis(Path(target.file), rule, state, target.tensor)
+            else:
+                write_basis(Path(target.file), rule.decompose(state.read(target.tensor, target.rows).flatten(0, -2)))
 
         at_once = Parallelism(len(request.targets), request.threads, budget=0)
         for _ in ordered_map(prepare, request.targets, lambda _: 0, at_once):
