@@ -66,8 +66,11 @@ class Worker:
 def run(folder: Path, settings: Settings) -> None:
     """Measure every size, and print the figures."""
     print("## Larger models (Llama shapes, bfloat16), both processors\n")
-    print("| | parameters | bases | merge, bases ready: fold / publish | peak at budgets of 0.5 / 1 / 2 / 4 GiB |")
-    print("|---|---|---|---|---|")
+    print(
+        "| | parameters | bases | merge, bases ready: fold / publish | peak at budgets of 0.5 / 1 / 2 / 4 GiB |", end=""
+    )
+    print(" peak of a merge that computes the bases, 0.5 GiB |")
+    print("|---|---|---|---|---|---|")
     for name, size in llama.SIZES.items():
         place = folder / name
         place.mkdir()
@@ -77,16 +80,18 @@ def run(folder: Path, settings: Settings) -> None:
 
 
 def _measure(folder: Path, size: llama.Size) -> str:
-    threads = len(os.sched_getaffinity(0))
+    processors = len(os.sched_getaffinity(0))
     base = llama.write(folder / "base", size)
     checkpoints = [llama.write(folder / f"task-{seed}", size, seed) for seed in (1, 2)]
     plan = make_plan(open_checkpoint(base))
     (folder / "plan.json").write_text(plan.to_json())
     state, bases = folder / "first" / "state", folder / "bases"
     bases.mkdir()
-    worker = Worker(threads)
+    worker = Worker(threads=1)
 
-    def fold(checkpoint: Path, place: Path, accumulated: Path | None, budget: int) -> tuple[FoldResult, float, float]:
+    def fold(
+        checkpoint: Path, place: Path, accumulated: Path | None, budget: int, bases: Path = bases
+    ) -> tuple[FoldResult, float, float]:
         (place / "state").mkdir(parents=True)
         (place / "snapshot").mkdir()
         started, stages = time.perf_counter(), {}
@@ -97,7 +102,7 @@ def _measure(folder: Path, size: llama.Size) -> str:
                 rule="opcm",
                 hyper_parameters={},
                 backend="numpy",
-                threads=threads,
+                threads=1,
                 memory_budget=budget,
                 submission=str(checkpoint),
                 accumulated=str(accumulated or ""),
@@ -116,17 +121,22 @@ def _measure(folder: Path, size: llama.Size) -> str:
 
     fold(checkpoints[0], folder / "first", None, BUDGETS[-1])
     started = time.perf_counter()
-    for matrix in projected_matrices(plan):
-        target = BasisTarget(matrix.tensor.name, matrix.rows, str(bases / matrix.basis_file))
-        request = BasisRequest(
-            rule="opcm",
-            hyper_parameters={},
-            backend="numpy",
-            threads=threads,
-            accumulated=str(state),
-            targets=(target,),
+    matrices = list(projected_matrices(plan))
+    for first in range(0, len(matrices), processors):
+        targets = tuple(
+            BasisTarget(matrix.tensor.name, matrix.rows, str(bases / matrix.basis_file))
+            for matrix in matrices[first : first + processors]
         )
-        answer = worker.ask(request)
+        answer = worker.ask(
+            BasisRequest(
+                rule="opcm",
+                hyper_parameters={},
+                backend="numpy",
+                threads=1,
+                accumulated=str(state),
+                targets=targets,
+            )
+        )
         assert isinstance(answer, BasisDone), answer
     seconds = time.perf_counter() - started
     peaks = []
@@ -136,8 +146,13 @@ def _measure(folder: Path, size: llama.Size) -> str:
         assert result.bases_computed == 0
         peaks.append(f"{result.peak_resident_bytes // 2**20}")
         shutil.rmtree(place)
+    without, _, _ = fold(checkpoints[1], folder / "without", state, BUDGETS[0], bases=folder)
+    assert without.bases_computed == len(matrices)
     worker.end()
-    parameters = sum(matrix.tensor.shape[0] * matrix.tensor.shape[1] for matrix in projected_matrices(plan))
+    parameters = sum(matrix.tensor.shape[0] * matrix.tensor.shape[1] for matrix in matrices)
     total = (base / "model.safetensors").stat().st_size // 2
     split = f"{folding:.1f} / {publishing:.1f} s"
-    return f"{total / 1e6:.0f}M, {parameters / 1e6:.0f}M projected | {seconds:.0f} s | {split} | {' / '.join(peaks)} MB"
+    return (
+        f"{total / 1e6:.0f}M, {parameters / 1e6:.0f}M projected | {seconds:.0f} s | {split} | {' / '.join(peaks)} MB | "
+        f"{without.peak_resident_bytes // 2**20} MB"
+    )

@@ -45,12 +45,12 @@ def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, np.ndarra
 
 
 class Stream:
-    """Folds submissions into a base one after the other, as the daemon has them folded."""
+    """Folds submissions into a base one after the other, as the daemon has them folded; None: the one in root/base."""
 
     def __init__(
         self,
         root: Path,
-        base: Mapping[str, Tensor],
+        base: Mapping[str, Tensor] | None,
         shards: int = 1,
         backend: str = "torch",
         memory_budget: int = 2**30,
@@ -61,7 +61,7 @@ class Stream:
         self._memory_budget = memory_budget
         self.bases = root / "bases"
         self._hyper_parameters = hyper_parameters
-        self.base = write(root / "base", base, shards)
+        self.base = root / "base" if base is None else write(root / "base", base, shards)
         self.plan: Plan = make_plan(open_checkpoint(self.base))
         self._plan_file = root / "plan.json"
         self._plan_file.write_text(self.plan.to_json())
@@ -71,6 +71,10 @@ class Stream:
 
     def fold(self, submission: Mapping[str, Tensor], shards: int = 1) -> FoldResult:
         """Fold one; a refused one leaves no trace but its folders."""
+        return self.fold_folder(write(self._root / f"submission{self._attempts}", submission, shards))
+
+    def fold_folder(self, submission: Path) -> FoldResult:
+        """As `fold`, of one that lies in a folder."""
         self._attempts += 1
         self.progress.clear()
         last = self._results[-1] if self._results else None
@@ -85,7 +89,7 @@ class Stream:
                 backend=self.backend,
                 threads=1,
                 memory_budget=self._memory_budget,
-                submission=str(write(self._root / f"submission{self._attempts}", submission, shards)),
+                submission=str(submission),
                 accumulated=str(self.merged_state) if last else "",
                 bases=str(self.bases),
                 submissions=last.submissions if last else 0,

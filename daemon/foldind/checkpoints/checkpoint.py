@@ -11,6 +11,8 @@ from foldind.checkpoints.header import MAX_HEADER_BYTES, Header, TensorInfo, rea
 from foldind.errors import CheckpointIncomplete, CheckpointRefused
 
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 
@@ -38,8 +40,14 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of the files it consists of, the index first if it has one."""
-        return (*(() if SINGLE in self.headers else (INDEX,)), *self.headers)
+        """The names of the files it consists of, the one that describes the others first, if it has one."""
+        description = () if SINGLE in self.headers else (ADAPTER_CONFIG,) if self.is_adapter else (INDEX,)
+        return (*description, *self.headers)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a PEFT adapter."""
+        return ADAPTER in self.headers
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -59,16 +67,18 @@ def check_file_names(names: Collection[str]) -> None:
                 f"{name[:80]!r} is not a plain file name",
                 "send files under names of letters, digits, '.', '_' and '-', without folders",
             )
-    if "adapter_config.json" in names or "adapter_model.safetensors" in names:
-        raise CheckpointRefused(
-            "this is a PEFT adapter, and adapters are not accepted yet",
-            "merge it into its base with merge_and_unload() and submit the full model",
-        )
     if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))):
         raise CheckpointRefused(
             f"{pickled[0]} is a pickle file, which can run code when it is loaded",
             "save the model with save_pretrained(..., safe_serialization=True) and submit that",
         )
+    if ADAPTER_CONFIG in names or ADAPTER in names:
+        if set(names) != {ADAPTER_CONFIG, ADAPTER}:
+            raise CheckpointRefused(
+                f"a PEFT adapter is {ADAPTER_CONFIG} and {ADAPTER}, and {', '.join(sorted(names)[:3])} came",
+                "send these two files, and each adapter as a submission of its own",
+            )
+        return
     shards = {name for name in names if name not in (SINGLE, INDEX)}
     if stray := sorted(name for name in shards if not name.endswith(".safetensors")):
         raise CheckpointRefused(f"{stray[0]} is no part of a checkpoint", f"send {SINGLE}, or {INDEX} and its shards")
@@ -88,8 +98,8 @@ def choose_files(names: Collection[str]) -> list[str]:
 
     Nothing, if it holds neither.
     """
-    if "adapter_config.json" in names:
-        return ["adapter_config.json", "adapter_model.safetensors"]
+    if ADAPTER_CONFIG in names:
+        return [ADAPTER_CONFIG, ADAPTER]
     if SINGLE in names:
         return [SINGLE]
     if INDEX in names:
@@ -98,7 +108,7 @@ def choose_files(names: Collection[str]) -> list[str]:
 
 
 def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
-    """Read the headers of the checkpoint in a folder: model.safetensors, else the index and exactly its shards.
+    """Read the headers of the checkpoint in a folder: model.safetensors, else index and shards, else an adapter.
 
     Args:
       folder: that holds it.
@@ -110,6 +120,8 @@ def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
     """
     if (folder / SINGLE).is_file():
         return Checkpoint(folder, {SINGLE: read_header(folder / SINGLE, limits.header_bytes)})
+    if not (folder / INDEX).is_file() and (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
+        return Checkpoint(folder, {ADAPTER: read_header(folder / ADAPTER, limits.header_bytes)})
     if not (folder / INDEX).is_file():
         raise CheckpointRefused(
             f"{folder.name} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)"

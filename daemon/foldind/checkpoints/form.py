@@ -16,6 +16,8 @@ class Form(StrEnum):
     """Those of the fine-tuned model."""
     TASK_VECTOR = "task_vector"
     """The fine-tuned model minus the base; tensors that are not there are zero."""
+    ADAPTER = "adapter"
+    """Factors and such of a PEFT adapter."""
 
 
 def form_of(checkpoint: Checkpoint) -> Form:
@@ -24,12 +26,14 @@ def form_of(checkpoint: Checkpoint) -> Form:
     Raises:
       CheckpointRefused: its files say different things, or name a form that there is not.
     """
+    if checkpoint.is_adapter:
+        return Form.ADAPTER
     kinds = {header.metadata.get(KIND, Form.MODEL.value) for header in checkpoint.headers.values()}
     if len(kinds) > 1:
         raise CheckpointRefused(
             f"its files differ in {KIND}: {', '.join(sorted(kinds))}"[:200], "write all of them in one form"
         )
     (kind,) = kinds
-    if kind not in set(Form):
-        raise CheckpointRefused(f"its {KIND} is {kind[:80]!r}", f"known ones are {', '.join(Form)}")
+    if kind not in (known := [form.value for form in Form if form is not Form.ADAPTER]):
+        raise CheckpointRefused(f"its {KIND} is {kind[:80]!r}", f"known ones are {', '.join(known)}")
     return Form(kind)

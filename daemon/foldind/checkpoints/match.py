@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from foldind.checkpoints.adapter import read_adapter
 from foldind.checkpoints.checkpoint import MAX_INDEX_BYTES, Checkpoint, Limits
 from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.header import MAX_HEADER_BYTES, TensorInfo
@@ -31,8 +32,11 @@ def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[s
     Raises:
       CheckpointRefused: it names the tensors and says what to do.
     """
-    tensors = submission.tensors
-    _check_names(tensors, plan, ignore, partial or form_of(submission) is Form.TASK_VECTOR)
+    form, tensors = form_of(submission), submission.tensors
+    if form is Form.ADAPTER:
+        read_adapter(submission, plan, ignore)
+        return
+    _check_names(tensors, plan, ignore, partial or form is Form.TASK_VECTOR)
     for name, tensor in tensors.items():
         if planned := plan.by_name.get(name):
             _check_tensor(tensor, planned)

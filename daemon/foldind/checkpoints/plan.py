@@ -15,6 +15,7 @@ from typing import Any
 
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
+from foldind.errors import CheckpointRefused
 
 FLOAT_DTYPES = frozenset({"F32", "BF16", "F16"})
 """What can be merged."""
@@ -122,8 +123,14 @@ def make_plan(base: Checkpoint, summed_patterns: Sequence[str] = SUMMED_PATTERNS
       summed_patterns: shell-style patterns of names that are never projected.
 
     Raises:
+      CheckpointRefused: it is not a whole model.
       OSError: the base cannot be read (tied tensors are found by their bytes).
     """
+    if base.is_adapter:
+        raise CheckpointRefused(
+            f"{base.folder.name} holds an adapter, and a base is a whole model",
+            "give the model that the adapter was trained on",
+        )
     tied = _find_tied(base, summed_patterns)
     return Plan(
         tuple(

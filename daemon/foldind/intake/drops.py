@@ -13,7 +13,17 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import INDEX, SINGLE, Limits, check_file_names, choose_files, read_index
+from foldind.checkpoints.adapterconfig import read_adapter_config
+from foldind.checkpoints.checkpoint import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    INDEX,
+    SINGLE,
+    Limits,
+    check_file_names,
+    choose_files,
+    read_index,
+)
 from foldind.checkpoints.header import read_open_header
 from foldind.errors import CheckpointIncomplete, CheckpointRefused, InvalidRequest
 from foldind.intake.admission import RESERVED_REQUESTS
@@ -26,7 +36,7 @@ MAX_ENTRIES = 20_000
 _TARGET = "/"
 _UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", "~")
 _WEIGHTS = ".safetensors"
-_DESCRIPTIONS = (INDEX, "adapter_config.json")
+_DESCRIPTIONS = (INDEX, ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -172,10 +182,12 @@ def _folder(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> 
         )
     if chosen[0] == INDEX:
         _check_shards(path, names, roots, limits)
+    if chosen[0] == ADAPTER_CONFIG:
+        _check_adapter(path, names, roots)
     check_file_names(chosen)
     sources = {name: _source(path / name, roots) for name in chosen}
     for name in chosen:
-        if name != INDEX:
+        if name.endswith(_WEIGHTS):
             _check_whole(path / name, sources[name], roots, limits)
     return sources
 
@@ -187,6 +199,15 @@ def _check_shards(path: Path, present: Sequence[str], roots: Sequence[Path], lim
         raise CheckpointIncomplete(
             f"{INDEX} names {missing[0]}, which is missing ({len(missing)} of {len(shards)} shards are)",
             "drop the folder with all its shards",
+        )
+
+
+def _check_adapter(path: Path, present: Sequence[str], roots: Sequence[Path]) -> None:
+    with open_source(_source(path / ADAPTER_CONFIG, roots), roots) as file:
+        read_adapter_config(file)
+    if ADAPTER not in present:
+        raise CheckpointIncomplete(
+            f"{path.name!r} holds {ADAPTER_CONFIG} without {ADAPTER}", "drop the folder with both"
         )
 
 

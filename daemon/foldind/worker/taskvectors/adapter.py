@@ -1,0 +1,71 @@
+"""A PEFT adapter: its task vectors are what `merge_and_unload` would add to the base."""
+
+from contextlib import ExitStack
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from foldind.checkpoints.adapter import LowRank, Shift, read_adapter
+from foldind.checkpoints.checkpoint import Checkpoint
+from foldind.checkpoints.header import TensorInfo
+from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.tensors import TensorReader
+from foldind.worker.blocks import Rows, block_shape
+
+
+class Adapter:
+    """See contract.TaskVectors; zero for tensors that it does not change."""
+
+    def __init__(self, plan: Plan, base: Checkpoint, submission: Checkpoint):
+        self._changes = read_adapter(submission, plan, ignore=("*",))  # what it has besides was judged when it came
+        self._base_tensors = base.tensors
+        self._readers = ExitStack()
+        self._base = self._readers.enter_context(TensorReader(base.folder))
+        self._adapter = self._readers.enter_context(TensorReader(submission.folder))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.close()
+
+    def read(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
+        """Return the rows [first, last) of a task vector, or all of it, float32; see contract.TaskVectors."""
+        change = self._changes.get(tensor.name)
+        if change is None:
+            return torch.zeros(block_shape(tensor, rows))
+        if isinstance(change, LowRank):
+            assert rows is not None  # it is of a matrix
+            return self._with_magnitude(change, tensor, rows) if change.magnitude else self._product(change, rows)
+        values = self._values(change.values, rows)
+        if isinstance(change, Shift):
+            return values.mul_(change.scale)
+        return values.sub_(self._base_values(tensor, rows))
+
+    def _product(self, change: LowRank, rows: tuple[int, int]) -> Tensor:
+        if change.transposed:
+            left, right = self._values(change.down)[:, rows[0] : rows[1]].mT, self._values(change.up).mT
+        else:
+            left, right = self._values(change.up, rows), self._values(change.down)
+        return (left @ right).mul_(change.scale)
+
+    def _with_magnitude(self, change: LowRank, tensor: PlannedTensor, rows: tuple[int, int]) -> Tensor:
+        """DoRA: m (W + s B A) / ||W + s B A|| - W, the norm that of each output's weights."""
+        assert change.magnitude is not None
+        magnitude = self._values(change.magnitude).reshape(-1)
+        if not change.transposed:
+            base = self._base_values(tensor, rows)
+            total = self._product(change, rows).add_(base)
+            lengths = torch.linalg.vector_norm(total, dim=1, keepdim=True)
+            return total.mul_(magnitude[rows[0] : rows[1], None] / lengths).sub_(base)
+        base, everything = self._base_values(tensor, None), (0, tensor.shape[0])
+        total = self._product(change, everything).add_(base)  # an output's weights are a column
+        lengths = torch.linalg.vector_norm(total, dim=0, keepdim=True)
+        return total.mul_(magnitude / lengths).sub_(base)[rows[0] : rows[1]].contiguous()
+
+    def _base_values(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
+        return self._base.read(self._base_tensors[tensor.name], rows).float()
+
+    def _values(self, tensor: TensorInfo, rows: Rows = None) -> Tensor:
+        return self._adapter.read(tensor, rows).float()
