@@ -35,6 +35,7 @@ WITH_TORCH = (
     "state.basisfile",
     "worker.accumulate",
     "worker.fold",
+    "worker.folding",
     "worker.large",
     "worker.ordered",
     "worker.prepare",

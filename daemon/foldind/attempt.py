@@ -70,6 +70,7 @@ def fold_request(
         hyper_parameters=merge.hyper_parameters,
         backend=merge.backend,
         threads=merge.threads,
+        max_rank=merge.max_rank,
         memory_budget=memory_budget,
         submission=str(folder.submission(attempt.submission.id)),
         accumulated=str(folder.accumulated(head.version)) if head else "",

@@ -51,6 +51,7 @@ class MergeSettings(BaseModel):
     alpha: float = Field(0.5, ge=0, lt=1)
     cross_blocks: Literal["keep", "drop"] = "keep"
     projection: Literal["exact", "leading"] = "exact"
+    max_rank: int = Field(0, ge=0)
     summed: tuple[str, ...] = SUMMED_PATTERNS
     backend: Literal["torch", "numpy"] = "torch"
     threads: int = Field(1, ge=1, le=1024)

@@ -16,6 +16,7 @@ from foldind.intake.admission import RESERVED_BYTES
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import remove
 from foldind.state.folder import StateFolder
+from foldind.state.layout import dense_tensors
 from foldind.state.records import Version
 from foldind.state.versions import Versions
 from foldind.worker.blocks import projected_matrices
@@ -53,8 +54,8 @@ class Preparation:
         """Return how many of the bases that the next fold needs are there, and how many it needs; reads the disk."""
         head = self._versions.head()
         key = bases_key(head.state_files, self._merge) if head else ""
-        missing = self._kept.missing(key, self._matrices)
-        return len(self._matrices) - len(missing), len(self._matrices)
+        wanted = self._wanted_of(head)
+        return len(wanted) - len(self._kept.missing(key, wanted)), len(wanted)
 
     async def step(self) -> bool:
         """Compute bases of the newest version's state, one a processor, and tell whether there were any to compute."""
@@ -78,10 +79,17 @@ class Preparation:
         if key != self._key:
             self._key, self._missing = key, []
             self._kept.keep_only(key)
-            self._missing = self._kept.missing(key, self._matrices) if key else []
+            self._missing = self._kept.missing(key, self._wanted_of(head)) if key else []
             if head and key:
                 self._tell_if_ready(head)
         return head
+
+    def _wanted_of(self, head: Version | None) -> list[str]:
+        """Return the bases that the next fold needs: what is held as factors is its own basis."""
+        if head is None:
+            return list(self._matrices)
+        dense = dense_tensors(self._folder.accumulated(head.version))
+        return [file for file, matrix in self._matrices.items() if matrix.tensor.name in dense]
 
     def _tell_if_ready(self, head: Version) -> None:
         if not self._missing:

@@ -103,6 +103,7 @@ def _measure(folder: Path, size: llama.Size) -> str:
                 hyper_parameters={},
                 backend="numpy",
                 threads=1,
+                max_rank=0,
                 memory_budget=budget,
                 submission=str(checkpoint),
                 accumulated=str(accumulated or ""),

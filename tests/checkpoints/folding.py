@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
+from foldind.state.layout import ACCUMULATED
 from foldind.worker.fold import fold_submission
 from foldind.worker.messages import FoldRequest, FoldResult, Progress
 from safetensors.torch import load_file, save_file
@@ -54,11 +55,13 @@ class Stream:
         shards: int = 1,
         backend: str = "torch",
         memory_budget: int = 2**30,
+        max_rank: int = 0,
         **hyper_parameters: object,
     ):
         self._root = root
         self.backend = backend
         self._memory_budget = memory_budget
+        self._max_rank = max_rank
         self.bases = root / "bases"
         self._hyper_parameters = hyper_parameters
         self.base = root / "base" if base is None else write(root / "base", base, shards)
@@ -88,6 +91,7 @@ class Stream:
                 hyper_parameters=self._hyper_parameters,
                 backend=self.backend,
                 threads=1,
+                max_rank=self._max_rank,
                 memory_budget=self._memory_budget,
                 submission=str(submission),
                 accumulated=str(self.merged_state) if last else "",
@@ -104,6 +108,13 @@ class Stream:
         self._results.append(result)
         return result
 
+    def start_from(self, other: "Stream", accumulated: Mapping[str, Tensor]) -> None:
+        """Stand where another stream does, with a state that is dense throughout."""
+        self._results = list(other._results)
+        self.merged_state = self._root / "start"
+        self.merged_state.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in accumulated.items()}, self.merged_state / ACCUMULATED)
+
     @property
     def state_folder(self) -> Path:
         """Of the last attempt."""
@@ -117,7 +128,7 @@ class Stream:
     @property
     def accumulated(self) -> dict[str, Tensor]:
         """The state after the last attempt."""
-        return load_file(self.state_folder / "accumulated.safetensors")
+        return load_file(self.state_folder / ACCUMULATED)
 
     @property
     def merged(self) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ def submission(name: str = "task", labels: dict[str, str] | None = None) -> Subm
 
 def result(submissions: int = 1) -> FoldResult:
     return FoldResult(
+        dropped=0.0,
         bases_computed=0,
         submissions=submissions,
         task_vector_norm_sum=2.0 * submissions,

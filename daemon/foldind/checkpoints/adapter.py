@@ -18,7 +18,7 @@ _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRankChange:
     """scale * up @ down, or its transpose, is added to a matrix."""
 
     up: TensorInfo
@@ -47,7 +47,7 @@ class Whole:
     values: TensorInfo
 
 
-Change = LowRank | Shift | Whole
+Change = LowRankChange | Shift | Whole
 
 
 def read_adapter(adapter: Checkpoint, plan: Plan, ignore: Sequence[str]) -> dict[str, Change]:
@@ -103,7 +103,7 @@ def _change(
             magnitude = next((tensors[full] for full in _magnitudes(module) if full in tensors), None)
             if bool(config.get("use_dora")) != (magnitude is not None):
                 raise CheckpointRefused(f"use_dora and the magnitudes of {module!r} do not go together", SAVE)
-            return f"{module}.weight", LowRank(
+            return f"{module}.weight", LowRankChange(
                 tensors[_PREFIX + module + up],
                 tensor,
                 scale_of(config, module, rank),
@@ -139,7 +139,7 @@ def _magnitudes(module: str) -> tuple[str, str]:
 def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[str, Any]) -> Change:
     """Check a change against the tensor that it is of."""
     name = planned.name
-    parts = [change.up, change.down, change.magnitude] if isinstance(change, LowRank) else [change.values]
+    parts = [change.up, change.down, change.magnitude] if isinstance(change, LowRankChange) else [change.values]
     for tensor in parts:
         if tensor and tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointRefused(
@@ -148,7 +148,7 @@ def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[
             )
     if planned.treatment is Treatment.FROZEN:
         raise CheckpointRefused(f"the adapter changes {name!r}, which cannot be merged ({planned.dtype})", MERGE)
-    if not isinstance(change, LowRank):
+    if not isinstance(change, LowRankChange):
         _check_shape(change.values.shape, planned)
         return change
     if planned.treatment is Treatment.TIED or name in plan.tied_names:
@@ -174,7 +174,7 @@ def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[
         raise CheckpointRefused(
             f"the adapter has magnitudes of shape {list(change.magnitude.shape)} for {up[0]} outputs of {name!r}", SAVE
         )
-    return LowRank(change.up, change.down, change.scale, transposed, change.magnitude)
+    return LowRankChange(change.up, change.down, change.scale, transposed, change.magnitude)
 
 
 def _check_shape(shape: Sequence[int], planned: PlannedTensor) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from foldind.merging.backend import TORCH, Backend
 from foldind.merging.basis import Basis, decompose, large_side_rows, small_side
+from foldind.merging.factored import Projection as FactoredProjection
+from foldind.merging.factored import fold_factored
 from foldind.merging.norm import frobenius_inner, frobenius_norm
 from foldind.merging.rule import Folded, Overlap, Record, Removal, Rule
 
@@ -63,6 +65,7 @@ def opcm(
         partial(_overlap, settings),
         partial(_removal, settings),
         partial(_fold, settings),
+        partial(fold_factored, FactoredProjection(alpha, cross_blocks == "drop", settings.leading)),
         divisor,
         publish,
     )

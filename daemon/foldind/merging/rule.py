@@ -81,6 +81,51 @@ class Removal(NamedTuple):
     """Squared Frobenius norm of this part of it."""
 
 
+class LowRank(NamedTuple):
+    """A task vector of low rank, tau = up @ down."""
+
+    up: Tensor
+    """B, (m, r) float32."""
+    down: Tensor
+    """A, (r, n) float32."""
+
+
+class Factored(NamedTuple):
+    """A matrix of the accumulated state that is of low rank, as its thin SVD: left @ diag(singular_values) @ right."""
+
+    left: Tensor
+    """U, (m, q) float32, orthonormal columns."""
+    singular_values: Tensor
+    """sigma, (q,) float64, descending, positive."""
+    right: Tensor
+    """V^T, (q, n) float32, orthonormal rows."""
+
+
+class FoldedFactored(NamedTuple):
+    """One such matrix after a fold; squared Frobenius norms."""
+
+    accumulated: Factored
+    """The new state."""
+    task_vector_norm: float
+    """Frobenius norm of tau."""
+    removed_squared: float
+    """Of what the rule took out of the task vector."""
+    split_rank: int
+    """r."""
+    dropped_squared: float
+    """Of what a limit of the rank took out of the new state."""
+
+
+class FoldFactored(Protocol):
+    """As `Fold`, of a state and a task vector that both are of low rank; see merging.factored."""
+
+    def __call__(
+        self, accumulated: Factored, task_vector: LowRank, /, *, project: bool, max_rank: int
+    ) -> FoldedFactored:
+        """See the class."""
+        ...
+
+
 class Rule(NamedTuple):
     """How a task vector is folded into the state, and how the state becomes the merged model."""
 
@@ -96,6 +141,7 @@ class Rule(NamedTuple):
     removal: Callable[[Overlap, Basis], Removal]
     """The overlap of the whole matrix, whose memory it may use, and the basis -> what `fold` is to take out."""
     fold: Fold
+    fold_factored: FoldFactored
     divisor: Callable[[Record], float]
     """The record after a fold -> lambda."""
     publish: Callable[[Tensor, Tensor, float], Tensor]

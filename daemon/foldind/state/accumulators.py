@@ -1,27 +1,32 @@
-"""The accumulated state on disk: S, one float32 tensor for each folded tensor of the plan, in one safetensors file."""
+"""The accumulated state on disk: S, float32, tensor by tensor in the representation that takes the least."""
 
 import errno
 import math
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
-from foldind.checkpoints.header import TensorInfo, read_header
-from foldind.checkpoints.plan import Plan
-from foldind.checkpoints.tensors import TensorReader
+from foldind.checkpoints.header import ITEM_BYTES, TensorInfo, read_header
+from foldind.checkpoints.plan import PlannedTensor
+from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.errors import CheckpointRefused
+from foldind.merging.rule import Factored
+from foldind.state.durable import FileDigest
+from foldind.state.layout import ACCUMULATED, FACTORED, LEFT, RIGHT, SINGULAR_VALUES, Representation
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
-
-ACCUMULATED = "accumulated.safetensors"
 
 
 class AccumulatedState:
     """Reads S block by block. A context manager; may be read from several threads at once."""
 
     def __init__(self, folder: Path):
-        self._tensors = _tensors_in(folder / ACCUMULATED)
+        self._dense = _tensors_in(folder / ACCUMULATED)
+        self._factored = _tensors_in(folder / FACTORED) if (folder / FACTORED).exists() else {}
         self._reader = TensorReader(folder)
 
     def __enter__(self) -> Self:
@@ -32,13 +37,110 @@ class AccumulatedState:
     ) -> None:
         self._reader.__exit__(kind, error, trace)
 
+    def representation(self, tensor: str) -> Representation:
+        """Return how a tensor of S is held."""
+        if tensor in self._dense:
+            return Representation.DENSE
+        return Representation.FACTORED if tensor + SINGULAR_VALUES in self._factored else Representation.ZERO
+
+    def rank(self, tensor: str) -> int:
+        """Return the rank that a factored tensor has at the most, or 0."""
+        values = self._factored.get(tensor + SINGULAR_VALUES)
+        return values.shape[0] if values else 0
+
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Return the shape of a tensor of S."""
-        return self._tensors[tensor].shape
+        """Return the shape of a tensor that is not zero."""
+        if dense := self._dense.get(tensor):
+            return dense.shape
+        return self._factored[tensor + LEFT].shape[0], self._factored[tensor + RIGHT].shape[1]
 
     def read(self, tensor: str, rows: tuple[int, int] | None) -> Tensor:
-        """Return the rows [first, last) of a tensor of S, or all of it, float32."""
-        return self._reader.read(self._tensors[tensor], rows)
+        """Return the rows [first, last) of a tensor of S that is not zero, or all of it, float32. Raises OSError."""
+        if dense := self._dense.get(tensor):
+            return self._reader.read(dense, rows)
+        left, singular_values, right = (self._part(tensor, part) for part in (LEFT, SINGULAR_VALUES, RIGHT))
+        first, last = rows or (0, len(left))
+        return (left[first:last] * singular_values.float()) @ right
+
+    def factors(self, tensor: str) -> Factored:
+        """Return a factored tensor of S. Raises OSError."""
+        left, singular_values, right = (self._part(tensor, part) for part in (LEFT, SINGULAR_VALUES, RIGHT))
+        rank = int((singular_values > 0).sum())
+        return Factored(left[:, :rank], singular_values[:rank], right[:rank])
+
+    def _part(self, tensor: str, part: str) -> Tensor:
+        return self._reader.read(self._factored[tensor + part])
+
+
+class Place(NamedTuple):
+    """Where a tensor of a new state goes."""
+
+    tensor: PlannedTensor
+    representation: Representation
+    rank: int
+    """If factored: at the most."""
+
+
+class StateWriter:
+    """Writes a new state, tensor by tensor in the order announced. A context manager; see TensorFileWriter."""
+
+    def __init__(self, folder: Path, places: Sequence[Place]):
+        dense = [place.tensor for place in places if place.representation is Representation.DENSE]
+        factored = [place for place in places if place.representation is Representation.FACTORED]
+        specs = {ACCUMULATED: [TensorSpec(tensor.name, "F32", tensor.shape, _bytes(tensor.shape)) for tensor in dense]}
+        if factored:
+            specs[FACTORED] = [spec for place in factored for spec in _factored_specs(place)]
+        self._open = ExitStack()
+        with self._open:
+            self._files = {
+                name: self._open.enter_context(TensorFileWriter(folder / name, tensors, {}))
+                for name, tensors in specs.items()
+            }
+            self._open = self._open.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def write_dense(self, block: Tensor) -> None:
+        """Append the next block of the next dense tensor, float32. Raises OSError."""
+        self._files[ACCUMULATED].write(bytes_of(block))
+
+    def write_factored(self, place: Place, factored: Factored) -> None:
+        """Write the next factored tensor. Raises OSError."""
+        room = place.rank - len(factored.singular_values)
+        for part in (
+            torch.nn.functional.pad(factored.left, (0, room)),
+            torch.nn.functional.pad(factored.singular_values, (0, room)),
+            torch.nn.functional.pad(factored.right, (0, 0, 0, room)),
+        ):
+            self._files[FACTORED].write(bytes_of(part))
+
+    def finish(self) -> dict[str, FileDigest]:
+        """Make the files durable, and return their digests. Raises OSError."""
+        return {name: file.finish() for name, file in self._files.items()}
+
+
+def factored_bytes(shape: tuple[int, int], rank: int) -> int:
+    """Return what a matrix takes as factors of a rank."""
+    return ITEM_BYTES["F32"] * rank * sum(shape) + ITEM_BYTES["F64"] * rank
+
+
+def _factored_specs(place: Place) -> list[TensorSpec]:
+    (m, n), rank, name = place.tensor.shape, place.rank, place.tensor.name
+    return [
+        TensorSpec(name + LEFT, "F32", (m, rank), _bytes((m, rank))),
+        TensorSpec(name + SINGULAR_VALUES, "F64", (rank,), ITEM_BYTES["F64"] * rank),
+        TensorSpec(name + RIGHT, "F32", (rank, n), _bytes((rank, n))),
+    ]
+
+
+def _bytes(shape: Sequence[int]) -> int:
+    return ITEM_BYTES["F32"] * math.prod(shape)
 
 
 def _tensors_in(path: Path) -> dict[str, TensorInfo]:
@@ -46,9 +148,3 @@ def _tensors_in(path: Path) -> dict[str, TensorInfo]:
         return {tensor.name: tensor for tensor in read_header(path).tensors}
     except (CheckpointRefused, FileNotFoundError) as error:
         raise OSError(errno.EIO, "the accumulated state is damaged or gone; see `foldind fsck`", str(path)) from error
-
-
-def new_accumulated_file(folder: Path, plan: Plan) -> TensorFileWriter:
-    """Start the state file of a version; its tensors are to be written in the order of plan.folded."""
-    specs = [TensorSpec(tensor.name, "F32", tensor.shape, 4 * math.prod(tensor.shape)) for tensor in plan.folded]
-    return TensorFileWriter(folder / ACCUMULATED, specs, {})

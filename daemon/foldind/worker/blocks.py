@@ -59,21 +59,39 @@ class Block(NamedTuple):
         return 4 * min(m, n) * (m + n + 3)
 
 
+class FactoredMatrix(NamedTuple):
+    """A matrix of the state that is held as factors, and folded as such."""
+
+    tensor: PlannedTensor
+    rank: int
+    """Of the new state, at the most."""
+
+    @property
+    def fold_bytes(self) -> int:
+        """Bytes that folding it takes at the most."""
+        # In float64 the factors of both sides, their orthonormal bases and a workspace; and the small matrices.
+        return 32 * self.rank * sum(self.tensor.shape) + 80 * self.rank**2
+
+
 class FoldedBlock(NamedTuple):
-    """What a fold did to a block; norms are Frobenius norms."""
+    """What a fold did to a block or a matrix; norms are Frobenius norms."""
 
     task_vector_norm: float
     """NaN or infinite: it cannot be folded, and the rest says nothing."""
     accumulated_norm: float
-    removed_squared: float
-    split_rank: int
-    basis_computed: bool
+    removed_squared: float = 0.0
+    split_rank: int = 0
+    basis_computed: bool = False
     """Whether its basis was not kept from before."""
+    rank: int = 0
+    """Of the new state, if that is held as factors."""
+    dropped_squared: float = 0.0
+    """Squared norm of what a limit of the rank took out of the new state."""
 
     @classmethod
     def not_finite(cls, task_vector_norm: float) -> Self:
         """Return what is said of a block that cannot be folded."""
-        return cls(task_vector_norm, math.nan, 0.0, 0, basis_computed=False)
+        return cls(task_vector_norm, math.nan)
 
 
 def is_large(shape: Sequence[int]) -> bool:

@@ -17,7 +17,6 @@ from foldind.memory import resident_bytes
 from foldind.merging import RULES
 from foldind.merging.backend import BACKENDS
 from foldind.merging.rule import Record
-from foldind.state.accumulators import ACCUMULATED
 from foldind.worker.accumulate import accumulate
 from foldind.worker.messages import FoldRequest, FoldResult, Report
 from foldind.worker.ordered import Parallelism
@@ -55,9 +54,10 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         accumulated_norm=record.accumulated_norm,
         task_vector_norm=task_vector_norm,
         lambda_=lambda_,
+        dropped=accumulation.dropped_norm / accumulation.norm if accumulation.norm else 0.0,
         tensors=accumulation.tensors,
         bases_computed=accumulation.bases_computed,
-        state_files={ACCUMULATED: accumulation.file},
+        state_files=accumulation.files,
         snapshot_files=snapshot_files,
         peak_resident_bytes=0,
     )

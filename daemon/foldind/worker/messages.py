@@ -23,6 +23,8 @@ class FoldRequest:
     """Name of the linear algebra."""
     threads: int
     """Threads per matrix product."""
+    max_rank: int
+    """That tensors which are held as factors may have; 0: any."""
     memory_budget: int
     """Resident memory in bytes within which as much is done at once as there are processors for."""
     submission: str
@@ -81,6 +83,8 @@ class TensorStatistics:
     """||P(tau)|| / ||tau||; 1 where nothing is projected."""
     split_rank: int
     """r; of stacked experts the largest."""
+    rank: int = 0
+    """Of what is merged, where it is held as factors; else 0."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class FoldResult:
     accumulated_norm: float
     task_vector_norm: float
     lambda_: float
+    dropped: float
+    """Share of the norm of the accumulated state that `max_rank` took out of it in this fold."""
     tensors: tuple[TensorStatistics, ...]
     bases_computed: int
     """How many bases were not kept from before."""

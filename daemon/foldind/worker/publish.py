@@ -11,12 +11,13 @@ from torch import Tensor
 
 from foldind.checkpoints.checkpoint import INDEX, Checkpoint
 from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
-from foldind.checkpoints.plan import Plan, Treatment
+from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.errors import CheckpointRefused
 from foldind.merging.rule import Rule
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.durable import FileDigest, copy_file
+from foldind.state.layout import Representation
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 from foldind.worker.blocks import BLOCK_ELEMENTS, Rows, row_blocks
 from foldind.worker.messages import FoldRequest, Progress, Report
@@ -81,12 +82,17 @@ class _PublishStep:
 
     def parts(self, tensor: TensorInfo) -> Iterator[_Part]:
         """Yield the parts of a tensor, in order."""
-        if self._plan.by_name[tensor.name].treatment is Treatment.FROZEN:
+        if self._is_as_before(self._plan.by_name[tensor.name]):
             for start in range(0, tensor.nbytes, _BLOCK_BYTES):
                 yield _Part(tensor, (start, min(start + _BLOCK_BYTES, tensor.nbytes)))
         else:
             for rows in row_blocks(tensor.shape):
                 yield _Part(tensor, None, rows)
+
+    def _is_as_before(self, tensor: PlannedTensor) -> bool:
+        if tensor.treatment is Treatment.FROZEN:
+            return True
+        return self._state.representation(tensor.tied_to or tensor.name) is Representation.ZERO
 
     def publish(self, part: _Part) -> Tensor:
         """Return a part of the merged model."""

@@ -6,12 +6,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from foldind.checkpoints.adapter import LowRank, Shift, read_adapter
+from foldind.checkpoints.adapter import LowRankChange, Shift, read_adapter
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.tensors import TensorReader
+from foldind.merging.rule import LowRank
 from foldind.worker.blocks import Rows, block_shape
+from foldind.worker.taskvectors.contract import ABSENT, LowRankSource
 
 
 class Adapter:
@@ -30,12 +32,21 @@ class Adapter:
     def __exit__(self, *exception: object) -> None:
         self._readers.close()
 
+    def low_rank(self, tensor: PlannedTensor) -> LowRankSource | None:
+        """Return the factors of a product, ABSENT for what it does not change, else None; see contract.TaskVectors."""
+        change = self._changes.get(tensor.name)
+        if change is None:
+            return ABSENT
+        if not isinstance(change, LowRankChange) or change.magnitude:
+            return None
+        return LowRankSource(change.down.shape[0], lambda: self._factors(change, None))
+
     def read(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
         """Return the rows [first, last) of a task vector, or all of it, float32; see contract.TaskVectors."""
         change = self._changes.get(tensor.name)
         if change is None:
             return torch.zeros(block_shape(tensor, rows))
-        if isinstance(change, LowRank):
+        if isinstance(change, LowRankChange):
             assert rows is not None  # it is of a matrix
             return self._with_magnitude(change, tensor, rows) if change.magnitude else self._product(change, rows)
         values = self._values(change.values, rows)
@@ -43,14 +54,17 @@ class Adapter:
             return values.mul_(change.scale)
         return values.sub_(self._base_values(tensor, rows))
 
-    def _product(self, change: LowRank, rows: tuple[int, int]) -> Tensor:
-        if change.transposed:
-            left, right = self._values(change.down)[:, rows[0] : rows[1]].mT, self._values(change.up).mT
-        else:
-            left, right = self._values(change.up, rows), self._values(change.down)
-        return (left @ right).mul_(change.scale)
+    def _product(self, change: LowRankChange, rows: tuple[int, int]) -> Tensor:
+        factors = self._factors(change, rows)
+        return factors.up @ factors.down
 
-    def _with_magnitude(self, change: LowRank, tensor: PlannedTensor, rows: tuple[int, int]) -> Tensor:
+    def _factors(self, change: LowRankChange, rows: Rows) -> LowRank:
+        if not change.transposed:
+            return LowRank(self._values(change.up, rows), self._values(change.down).mul_(change.scale))
+        first, last = rows or (0, change.down.shape[1])
+        return LowRank(self._values(change.down)[:, first:last].mT, self._values(change.up).mul_(change.scale).mT)
+
+    def _with_magnitude(self, change: LowRankChange, tensor: PlannedTensor, rows: tuple[int, int]) -> Tensor:
         """DoRA: m (W + s B A) / ||W + s B A|| - W, the norm that of each output's weights."""
         assert change.magnitude is not None
         magnitude = self._values(change.magnitude).reshape(-1)

@@ -1,6 +1,6 @@
 """Tensors that are one in the base, and may come under any of their names."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -9,21 +9,27 @@ from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.errors import CheckpointRefused
 
 
-def read_tied(
-    plan: Plan, tensor: PlannedTensor, present: Collection[str], read: Callable[[str], Tensor]
-) -> Tensor | None:
-    """Return what a submission has for a folded tensor under any of its names; None: nothing.
+def names_of(plan: Plan, tensor: PlannedTensor, present: Collection[str]) -> list[str]:
+    """Return the names under which a submission has a folded tensor.
 
     Args:
       plan: of the base.
       tensor: the folded one.
       present: names of the submission's tensors.
+    """
+    return [name for name in (tensor.name, *plan.tied_names.get(tensor.name, ())) if name in present]
+
+
+def read_tied(names: Sequence[str], read: Callable[[str], Tensor]) -> Tensor | None:
+    """Return what a submission has for a folded tensor; None: nothing.
+
+    Args:
+      names: that it has it under.
       read: a tensor of the submission by its name.
 
     Raises:
       CheckpointRefused: tensors that are one in the base differ.
     """
-    names = [name for name in (tensor.name, *plan.tied_names.get(tensor.name, ())) if name in present]
     if not names:
         return None
     first, *others = (read(name) for name in names)

@@ -1,0 +1,159 @@
+"""The parts of a new state, each from the same part of the old one, the base and the submission; several at once."""
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foldind.checkpoints.plan import Treatment
+from foldind.merging.norm import frobenius_norm
+from foldind.merging.rule import Factored, Rule
+from foldind.state.accumulators import AccumulatedState, Place
+from foldind.state.basisfile import open_basis, read_basis
+from foldind.state.layout import Representation
+from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, tensor_blocks
+from foldind.worker.large import fold_large, write_large_basis
+from foldind.worker.ordered import Parallelism, ordered_map
+from foldind.worker.taskvectors.contract import TaskVectors
+
+Part = Block | FactoredMatrix
+
+
+def parts_of(number: int, place: Place) -> Iterator[Part]:
+    """Yield the parts in which a tensor is folded, in order.
+
+    Args:
+      number: of the tensor among the folded ones of the plan.
+      place: where it goes.
+    """
+    match place.representation:
+        case Representation.FACTORED:
+            yield FactoredMatrix(place.tensor, place.rank)
+        case Representation.DENSE:
+            yield from tensor_blocks(number, place.tensor)
+
+
+class Folding:
+    """Folds a submission into a state.
+
+    Args:
+      rule: the merge rule.
+      task_vectors: of the submission.
+      old: the state; None before the first merge.
+      bases: the folder of its bases, as far as they are there.
+      scratch: an existing folder for files that are removed again.
+      max_rank: that factors may have; 0: any.
+      parallelism: how much is done at once.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        task_vectors: TaskVectors,
+        old: AccumulatedState | None,
+        bases: Path,
+        scratch: Path,
+        max_rank: int,
+        parallelism: Parallelism,
+    ):
+        self._rule = rule
+        self._task_vectors = task_vectors
+        self._old = old
+        self._bases = bases
+        self._scratch = scratch
+        self._max_rank = max_rank
+        self._parallelism = parallelism
+
+    def results(self, places: Sequence[Place]) -> Generator[tuple[Tensor | Factored, FoldedBlock], None, None]:
+        """Yield every part of the new state, in order, and its figures; of what is not finite, nothing to rely on."""
+        parts = (part for number, place in enumerate(places) for part in parts_of(number, place))
+        for large, run in groupby(parts, self._large_matrix):
+            if self._old and large:
+                yield from self._fold_large([part for part in run if isinstance(part, Block)], self._old)
+            else:
+                yield from ordered_map(self._fold, run, lambda part: part.fold_bytes, self._parallelism)
+
+    def _large_matrix(self, part: Part) -> str:
+        """Return what names the large matrix that a part is of and that something was merged into; else nothing."""
+        large = isinstance(part, Block) and part.of_large and self._representation(part) is not Representation.ZERO
+        return part.tensor.name if large else ""
+
+    def _representation(self, part: Part) -> Representation:
+        return self._old.representation(part.tensor.name) if self._old else Representation.ZERO
+
+    def _fold(self, part: Part) -> tuple[Tensor | Factored, FoldedBlock]:
+        return self._fold_block(part) if isinstance(part, Block) else self._fold_factored(part)
+
+    def _fold_block(self, block: Block) -> tuple[Tensor, FoldedBlock]:
+        task_vector = self._task_vectors.read(block.tensor, block.rows)
+        task_vector_norm = frobenius_norm(task_vector)
+        if not math.isfinite(task_vector_norm):
+            return task_vector, FoldedBlock.not_finite(task_vector_norm)
+        if self._old is None or self._representation(block) is Representation.ZERO:
+            return task_vector, FoldedBlock(task_vector_norm, task_vector_norm)
+        accumulated = self._old.read(block.tensor.name, block.rows)
+        basis, computed = None, False
+        if block.basis_file and task_vector_norm > 0:
+            accumulated, task_vector = accumulated.flatten(0, -2), task_vector.flatten(0, -2)  # one of stacked experts
+            basis = read_basis(self._bases / block.basis_file)
+            if computed := basis is None:
+                basis = self._rule.decompose(accumulated)
+        folded = self._rule.fold(accumulated, task_vector, basis)
+        return folded.accumulated, FoldedBlock(
+            task_vector_norm,
+            frobenius_norm(folded.accumulated),
+            folded.removed_squared,
+            basis.split_rank if basis else 0,
+            computed,
+        )
+
+    def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
+        tensor = matrix.tensor
+        source = self._task_vectors.low_rank(tensor)
+        assert source is not None
+        if self._old is None or self._representation(matrix) is Representation.ZERO:
+            (m, n) = tensor.shape
+            accumulated = Factored(torch.empty(m, 0), torch.empty(0, dtype=torch.float64), torch.empty(0, n))
+        else:
+            accumulated = self._old.factors(tensor.name)
+        if source.rank == 0:
+            return accumulated, FoldedBlock(0.0, _norm(accumulated), rank=len(accumulated.singular_values))
+        task_vector = source.read()
+        if not all(math.isfinite(norm := frobenius_norm(factor)) for factor in task_vector):
+            return accumulated, FoldedBlock.not_finite(norm)
+        folded = self._rule.fold_factored(
+            accumulated,
+            task_vector,
+            project=tensor.treatment is Treatment.PROJECTED,
+            max_rank=self._max_rank,
+        )
+        return folded.accumulated, FoldedBlock(
+            folded.task_vector_norm,
+            _norm(folded.accumulated),
+            folded.removed_squared,
+            folded.split_rank,
+            rank=len(folded.accumulated.singular_values),
+            dropped_squared=folded.dropped_squared,
+        )
+
+    def _fold_large(
+        self, blocks: Sequence[Block], old: AccumulatedState
+    ) -> Generator[tuple[Tensor, FoldedBlock], None, None]:
+        path = self._bases / blocks[0].basis_file
+        computed = (basis_file := open_basis(path)) is None
+        if basis_file is None:
+            path = self._scratch / blocks[0].basis_file
+            write_large_basis(path, self._rule, old, blocks[0].tensor.name)
+            basis_file = open_basis(path)
+            assert basis_file is not None
+        with basis_file:
+            yield from fold_large(blocks, self._rule, self._task_vectors, old, basis_file, computed, self._parallelism)
+        if computed:
+            path.unlink()
+
+
+def _norm(factored: Factored) -> float:
+    return float(torch.linalg.vector_norm(factored.singular_values))

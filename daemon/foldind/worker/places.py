@@ -1,0 +1,46 @@
+"""How a fold's new state holds each tensor: as little as represents it exactly."""
+
+import math
+from collections.abc import Iterator
+
+from foldind.checkpoints.header import ITEM_BYTES
+from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.state.accumulators import AccumulatedState, Place, factored_bytes
+from foldind.state.layout import Representation
+from foldind.worker.taskvectors.contract import TaskVectors
+
+
+def choose_places(
+    plan: Plan, old: AccumulatedState | None, task_vectors: TaskVectors, max_rank: int
+) -> Iterator[Place]:
+    """Yield where each folded tensor goes, in order.
+
+    What nothing was merged into stays zero. What all submissions changed by factors is held as factors, for as long as
+    these take less than the tensor; everything else is dense.
+
+    Args:
+      plan: of the base.
+      old: the state that is folded into; None before the first merge.
+      task_vectors: of the submission.
+      max_rank: that factors may have; 0: any.
+    """
+    for tensor in plan.folded:
+        rank = _rank(tensor, old, task_vectors)
+        if rank == 0:
+            yield Place(tensor, Representation.ZERO, 0)
+            continue
+        if rank and len(tensor.shape) == 2:
+            m, n = tensor.shape
+            rank = min(rank, m, n, max_rank or rank)
+            if factored_bytes((m, n), rank) < ITEM_BYTES["F32"] * math.prod(tensor.shape):
+                yield Place(tensor, Representation.FACTORED, rank)
+                continue
+        yield Place(tensor, Representation.DENSE, 0)
+
+
+def _rank(tensor: PlannedTensor, old: AccumulatedState | None, task_vectors: TaskVectors) -> int | None:
+    """Return the rank that the new state has at the most, if that is known."""
+    source = task_vectors.low_rank(tensor)
+    if source is None or (old and old.representation(tensor.name) is Representation.DENSE):
+        return None
+    return source.rank + (old.rank(tensor.name) if old else 0)
