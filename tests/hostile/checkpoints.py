@@ -162,8 +162,8 @@ ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     "a million tiny tensors": (tiny_tensors(1_000_000), "states a header of"),
     "enormous metadata": (big_metadata, "states a header of"),
     # Not what is merged.
-    "PEFT adapter": (
+    "adapter without a kind": (
         lambda _: {"adapter_config.json": b"{}", "adapter_model.safetensors": save({"lora_A": torch.ones(2, 2)})},
-        "this is a PEFT adapter",
+        "its peft_type is 'None', and only LORA adapters can be folded",
     ),
 }

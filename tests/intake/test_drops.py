@@ -179,8 +179,26 @@ class TestFolders:
 
     def test_an_adapter(self, inbox: Path) -> None:
         (folder := inbox / "task").mkdir()
-        (folder / "adapter_config.json").write_bytes(b"{}")
-        is_refused(folder, "merge_and_unload")
+        (folder / "adapter_model.safetensors").write_bytes(GOOD)
+        is_growing(folder, "holds neither")
+        (folder / "adapter_config.json").write_bytes(b'{"peft_type": "LO')
+        is_growing(folder, "is not valid JSON")
+        (folder / "adapter_config.json").write_bytes(b'{"peft_type": "LORA"}')
+        found = verdict(folder)
+        assert isinstance(found, Ready)
+        assert set(found.sources) == {"adapter_config.json", "adapter_model.safetensors"}
+        (folder / "adapter_model.safetensors").write_bytes(GOOD[:-1])
+        is_growing(folder, "cut off")
+        (folder / "adapter_model.safetensors").unlink()
+        is_growing(folder, "without adapter_model.safetensors")
+
+    @pytest.mark.parametrize(
+        ("config", "word"), [(b"[]", "not a JSON object"), (b'{"a": }', "JSON"), (b" " * 2**20 + b"{}", "larger")]
+    )
+    def test_an_adapter_that_can_never_be_one(self, config: bytes, word: str, inbox: Path) -> None:
+        (folder := inbox / "task").mkdir()
+        (folder / "adapter_config.json").write_bytes(config)
+        is_refused(folder, word)
 
     @pytest.mark.parametrize("name", [SINGLE, INDEX, "two.safetensors"])
     def test_a_pipe_in_place_of_a_file(self, name: str, inbox: Path) -> None:

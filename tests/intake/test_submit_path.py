@@ -158,9 +158,8 @@ def make_no_checkpoint(place: Path, kind: str) -> Path:
             os.mkfifo(place / SINGLE)
         case "a folder of that name":
             (place / SINGLE).mkdir()
-        case "an adapter":
+        case "half an adapter":
             (place / "adapter_config.json").write_text("{}")
-            (place / "adapter_model.safetensors").write_bytes(b"")
         case "nothing":
             pass
         case file:
@@ -175,7 +174,7 @@ def make_no_checkpoint(place: Path, kind: str) -> Path:
         "a pipe": SINGLE,
         "a folder of that name": SINGLE,
         "nothing": SINGLE,
-        "an adapter": "merge_and_unload",
+        "half an adapter": "without adapter_model.safetensors",
         "pytorch_model.bin": "pickle",
         "notes.txt": "no part of a checkpoint",
         INDEX: "weights",

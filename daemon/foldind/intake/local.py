@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import INDEX, SINGLE, check_file_names, choose_files
+from foldind.checkpoints.checkpoint import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE, check_file_names, choose_files
 from foldind.config import ServeSettings
 from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
 from foldind.intake.copies import Copies, look_at
@@ -96,4 +96,6 @@ def find_checkpoint(path: Path) -> dict[str, Path]:
     if not names:
         raise InvalidRequest(f"{path} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)")
     check_file_names(names)
+    if missing := [name for name in names if name == ADAPTER and not (path / name).exists()]:
+        raise InvalidRequest(f"{path} holds {ADAPTER_CONFIG} without {missing[0]}", "put both into one folder")
     return {name: path / name for name in names}
