@@ -17,6 +17,8 @@ SAVE = "save it anew with PEFT's save_pretrained(...)"
 
 MAX_CONFIG_BYTES = 1024 * 1024
 
+_LARGEST_ALPHA = 1e6
+
 _UNDERSTOOD = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora"}
     | {"init_lora_weights", "bias", "lora_bias", "modules_to_save"}
@@ -87,7 +89,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
             "its configuration is of another adapter; submit the folder as PEFT saved it",
         )
     alpha = _matching(config, "alpha_pattern", module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise CheckpointRefused(f"{ADAPTER_CONFIG} gives {module!r} the alpha {str(alpha)[:20]!r}", SAVE)
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
@@ -96,7 +98,7 @@ def _matching(config: Mapping[str, Any], name: str, module: str, default: object
     """Return what the first pattern that the module matches has for it."""
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
-        raise CheckpointRefused(f"{ADAPTER_CONFIG} has a {name} that is no map", SAVE)
+        raise CheckpointRefused(f"the {name} of {ADAPTER_CONFIG} is no map", SAVE)
     return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
 
 
