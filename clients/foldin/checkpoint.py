@@ -119,6 +119,12 @@ def _why_none(folder: Path) -> str:
         return f"{folder} holds shards but no {INDEX}: fetch the index too, or save the model again."
     if ADAPTER[1] in safetensors:
         return f"{folder} holds {ADAPTER[1]} but no {ADAPTER[0]}: an adapter is submitted with its configuration."
+    adapters = [name for name in names if (folder / name / ADAPTER[0]).is_file()]
+    if adapters:
+        return (
+            f"{folder} holds adapters in the folders {_enumerate(adapters)}: submit them one by one, "
+            f"say foldin submit {folder / adapters[0]}"
+        )
     if safetensors:
         return f"{folder} holds no {SINGLE}; to submit another file, name it: foldin submit {folder / safetensors[0]}"
     pickled = [name for name in names if name.endswith((*_PICKLED, ".bin.index.json"))]

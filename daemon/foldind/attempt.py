@@ -3,6 +3,7 @@
 Everything here blocks on the disk.
 """
 
+import logging
 import secrets
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from foldind.config import Configuration
 from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.logs import about
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
@@ -18,6 +20,11 @@ from foldind.state.recovery import point_latest
 from foldind.state.snapshots import complete_snapshot
 from foldind.state.versions import Versions
 from foldind.worker.messages import FoldRequest, FoldResult
+
+log = logging.getLogger(__name__)
+
+NOTICED_DROP = 0.01
+"""Share of the accumulated norm that a limit of the rank may take without a warning."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +133,19 @@ def commit(
         )
     )
     point_latest(folder, versions)
+
+
+def log_merged(attempt: Attempt, result: FoldResult) -> None:
+    """Say in the log what a merge that became a version did."""
+    submission_log = about(log, attempt.submission.id)
+    submission_log.info(
+        "merged in v%d, lambda %.6f, %.2f s, %d bases computed, worker peak %d MB",
+        attempt.number,
+        result.lambda_,
+        time.monotonic() - attempt.started,
+        result.bases_computed,
+        result.peak_resident_bytes // 2**20,
+    )
+    if result.dropped > NOTICED_DROP:
+        share = 100 * result.dropped
+        submission_log.warning("max_rank dropped %.1f %% of the accumulated update of v%d", share, attempt.number)

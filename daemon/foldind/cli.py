@@ -91,6 +91,13 @@ def init(
             "percent. [exact]"
         ),
     ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Highest rank of tensors that only adapters changed, which are held as factors. What is beyond is "
+            "dropped, and reported; without a limit they are held whole once that takes less. [0: no limit]"
+        ),
+    ] = None,
     summed: Summed = None,
     backend: Annotated[
         str | None, typer.Option(help="Linear algebra: `torch` or `numpy`. [the faster one, which is measured]")
@@ -117,6 +124,7 @@ def init(
             alpha=alpha,
             cross_blocks=cross_blocks,
             projection=projection,
+            max_rank=max_rank,
             summed=summed or None,
             backend=backend,
             threads=threads,

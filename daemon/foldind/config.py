@@ -165,6 +165,7 @@ rule = {json.dumps(merge.rule)}
 alpha = {merge.alpha!r}
 cross_blocks = {json.dumps(merge.cross_blocks)}
 projection = {json.dumps(merge.projection)}
+max_rank = {merge.max_rank}  # of what only adapters changed, which is held as factors; 0: no limit
 summed = {json.dumps(list(merge.summed))}  # 2-D tensors of these names are no linear layers
 backend = {json.dumps(merge.backend)}  # whose linear algebra: torch's or numpy's; the faster one here
 threads = {merge.threads}  # per matrix product; with one, every processor has a tensor of its own

@@ -44,6 +44,7 @@ def manifest(
         "lambda": result.lambda_,
         "accumulated_norm": result.accumulated_norm,
         "task_vector_norm": result.task_vector_norm,
+        "dropped": result.dropped,
         "mean_task_vector_norm": result.task_vector_norm_sum / result.submissions,
         "tensors": {
             tensor.name: {
@@ -51,6 +52,7 @@ def manifest(
                 "task_vector_norm": tensor.task_vector_norm,
                 "kept": tensor.kept,
                 "split_rank": tensor.split_rank,
+                "rank": tensor.rank,
             }
             for tensor in result.tensors
         },

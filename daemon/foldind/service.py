@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, get_args
 
-from foldind.attempt import begin, commit, fold_request
+from foldind.attempt import begin, commit, fold_request, log_merged
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
 from foldind.errors import FoldinError, WrongState
@@ -250,14 +250,7 @@ class MergeService:
                 stages.begin("commit")
                 await asyncio.to_thread(commit, attempt, answer, self._folder, self._configuration, self._versions)
                 self._metrics.observe_merge(stages)
-                submission_log.info(
-                    "merged in v%d, lambda %.6f, %.2f s, %d bases computed, worker peak %d MB",
-                    attempt.number,
-                    answer.lambda_,
-                    time.monotonic() - attempt.started,
-                    answer.bases_computed,
-                    answer.peak_resident_bytes // 2**20,
-                )
+                log_merged(attempt, answer)
 
     @contextmanager
     def _waiting_for_worker(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ def test_in_order_whatever_ends_first() -> None:
             second_done.set()
         return item * item
 
-    results = ordered_map(function, range(20), lambda _: 1, Parallelism(2, 1, NO_LIMIT))
+    results = ordered_map(function, range(20), lambda _: 1, Parallelism(2, 1, NO_LIMIT, NO_LIMIT))
     assert list(results) == [item * item for item in range(20)]
 
 
@@ -39,7 +39,9 @@ def test_takes_no_more_than_the_budget_allows(at_once: int, budget: int) -> None
             running[0] -= 1
         return item
 
-    for item in ordered_map(function, range(len(costs)), lambda item: costs[item], Parallelism(at_once, 1, budget)):
+    for item in ordered_map(
+        function, range(len(costs)), lambda item: costs[item], Parallelism(at_once, 1, budget, NO_LIMIT)
+    ):
         with lock:
             taken.add(item)
     assert most[0] <= at_once
@@ -52,7 +54,7 @@ def test_an_error_comes_in_its_place() -> None:
             raise ValueError("three")
         return item
 
-    results = ordered_map(function, range(10), lambda _: 1, Parallelism(4, 1, NO_LIMIT))
+    results = ordered_map(function, range(10), lambda _: 1, Parallelism(4, 1, NO_LIMIT, NO_LIMIT))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
@@ -60,7 +62,7 @@ def test_an_error_comes_in_its_place() -> None:
 
 def test_left_early_it_begins_nothing_more() -> None:
     begun = []
-    results = ordered_map(begun.append, range(1000), lambda _: 1, Parallelism(2, 1, NO_LIMIT))
+    results = ordered_map(begun.append, range(1000), lambda _: 1, Parallelism(2, 1, NO_LIMIT, NO_LIMIT))
     next(results)
     results.close()
     assert len(begun) <= 4

@@ -90,6 +90,7 @@ def test_manifest() -> None:
         "task_vector_norm": 2.0,
         "kept": 0.5,
         "split_rank": 3,
+        "rank": 0,
     }
     text = json.dumps(document)
     for secret in ("1a2b3c-random", "1234567890", "987654321", "2009"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -132,7 +133,13 @@ class StateCollector(Collector):
         ready, wanted = self.preparation.ready()
         yield _gauge("foldin_bases_wanted", "Bases that the next merge needs, one for each projected matrix.", wanted)
         yield _gauge("foldin_bases_ready", "Those of them that are there; the merge computes the others.", ready)
-        kept, split_ranks = _projected(self.folder.snapshot(head.version) / MANIFEST)
+        manifest = json.loads((self.folder.snapshot(head.version) / MANIFEST).read_bytes())
+        yield _gauge(
+            "foldin_dropped_ratio",
+            "Share of the accumulated norm that max_rank took out of it in the last merge.",
+            manifest.get("dropped", 0.0),  # earlier releases dropped nothing, and did not say so
+        )
+        kept, split_ranks = _projected(manifest)
         yield _gauge(
             "foldin_projection_kept_ratio",
             "Share of the last task vector's norm that projection kept, over the projected tensors.",
@@ -167,9 +174,9 @@ def _gauge(name: str, documentation: str, values: float | Mapping[str, float], l
     return family
 
 
-def _projected(manifest: Path) -> tuple[list[float], list[float]]:
+def _projected(manifest: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """Return the share kept and the split rank of every projected tensor of a version that changed."""
-    tensors = json.loads(manifest.read_bytes())["tensors"].values()
+    tensors = manifest["tensors"].values()
     changed = [
         tensor for tensor in tensors if tensor["treatment"] == Treatment.PROJECTED and tensor["task_vector_norm"]
     ]

@@ -49,8 +49,8 @@ class Block(NamedTuple):
         """Bytes that computing the basis of its matrix takes at the most, besides the basis."""
         m, n = self.tensor.shape[-2:]
         k = min(m, n)
-        # In float64 the Gram matrix, its eigenvectors twice and eigh's workspace.
-        return 40 * k * k + (20 * BLOCK_ELEMENTS if self.of_large else 4 * m * n)
+        # In float64 the Gram matrix, its eigenvectors twice, eigh's workspace, and some rows at a time.
+        return 48 * k * k + 12 * BLOCK_ELEMENTS + (8 * BLOCK_ELEMENTS if self.of_large else 4 * m * n)
 
     @property
     def basis_bytes(self) -> int:

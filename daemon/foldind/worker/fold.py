@@ -35,6 +35,7 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         at_once=max(1, len(os.sched_getaffinity(0)) // request.threads),
         threads=request.threads,
         budget=request.memory_budget - resident_bytes("VmRSS"),
+        limit=request.memory_budget,
     )
     plan = Plan.from_json(Path(request.plan).read_bytes())
     rule = RULES[request.rule](**request.hyper_parameters, backend=BACKENDS[request.backend])

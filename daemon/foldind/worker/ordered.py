@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from foldind.memory import resident_bytes, return_free_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -20,6 +22,8 @@ class Parallelism(NamedTuple):
     """That each of them may use for a matrix product."""
     budget: int
     """Bytes that all of them may take; one call is made whatever it costs."""
+    limit: int
+    """Resident memory in bytes above which free blocks are given back rather than kept for the next call."""
 
 
 def ordered_map(
@@ -38,7 +42,7 @@ def ordered_map(
       cost: of an item: bytes that its function and its result take, until the next result is asked for.
       parallelism: how much is done at the same time.
     """
-    at_once, threads, budget = parallelism
+    at_once, threads, budget, limit = parallelism
     under_way: deque[tuple[int, Future[Result]]] = deque()
     taken = 0
     with ThreadPoolExecutor(at_once, "fold", initializer=torch.set_num_threads, initargs=(threads,)) as pool:
@@ -48,6 +52,8 @@ def ordered_map(
                 while under_way and (len(under_way) > at_once or taken + needed > budget):
                     yield under_way[0][1].result()
                     taken -= under_way.popleft()[0]
+                if resident_bytes("VmRSS") + needed > limit:
+                    return_free_memory()
                 under_way.append((needed, pool.submit(function, item)))
                 taken += needed
             while under_way:

@@ -31,6 +31,6 @@ def prepare_bases(request: BasisRequest) -> None:
             else:
                 write_basis(Path(target.file), rule.decompose(state.read(target.tensor, target.rows).flatten(0, -2)))
 
-        at_once = Parallelism(len(request.targets), request.threads, budget=0)
+        at_once = Parallelism(len(request.targets), request.threads, budget=0, limit=0)
         for _ in ordered_map(prepare, request.targets, lambda _: 0, at_once):
             pass
