@@ -41,7 +41,7 @@ format: $(VENV)/.ready
 generate: $(VENV)/.ready  ## The Python of protos/ into clients/foldin/v1
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/.ready  ## Figures for tests/bench/RESULTS.md
+bench: $(VENV)/.demo-ready  ## Figures for tests/bench/RESULTS.md
 	$(BIN)/python -m tests.bench
 
 clean:

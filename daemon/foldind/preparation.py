@@ -54,7 +54,10 @@ class Preparation:
         """Return how many of the bases that the next fold needs are there, and how many it needs; reads the disk."""
         head = self._versions.head()
         key = bases_key(head.state_files, self._merge) if head else ""
-        wanted = self._wanted_of(head)
+        try:
+            wanted = self._wanted_of(head)
+        except OSError:  # a merge may just have made that state the one before
+            wanted = list(self._matrices)
         return len(wanted) - len(self._kept.missing(key, wanted)), len(wanted)
 
     async def step(self) -> bool:

@@ -5,7 +5,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from tests.bench import constant_memory, many_folds, merge_time, sizes, upload_time
+from tests.bench import adapters, constant_memory, many_folds, merge_time, sizes, upload_time
 from tests.bench.settings import Settings
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "constant_memory": constant_memory.run,
     "many_folds": many_folds.run,
     "sizes": sizes.run,
+    "adapters": adapters.run,
 }
 
 

@@ -1,6 +1,5 @@
 """The accumulated state on disk: S, float32, tensor by tensor in the representation that takes the least."""
 
-import errno
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,13 +10,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from foldind.checkpoints.header import ITEM_BYTES, TensorInfo, read_header
+from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import PlannedTensor
 from foldind.checkpoints.tensors import TensorReader, bytes_of
-from foldind.errors import CheckpointRefused
 from foldind.merging.rule import Factored
 from foldind.state.durable import FileDigest
-from foldind.state.layout import ACCUMULATED, FACTORED, LEFT, RIGHT, SINGULAR_VALUES, Representation
+from foldind.state.layout import ACCUMULATED, FACTORED, LEFT, RIGHT, SINGULAR_VALUES, Representation, tensors_in
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 
 
@@ -25,8 +23,8 @@ class AccumulatedState:
     """Reads S block by block. A context manager; may be read from several threads at once."""
 
     def __init__(self, folder: Path):
-        self._dense = _tensors_in(folder / ACCUMULATED)
-        self._factored = _tensors_in(folder / FACTORED) if (folder / FACTORED).exists() else {}
+        self._dense = tensors_in(folder / ACCUMULATED)
+        self._factored = tensors_in(folder / FACTORED) if (folder / FACTORED).exists() else {}
         self._reader = TensorReader(folder)
 
     def __enter__(self) -> Self:
@@ -141,10 +139,3 @@ def _factored_specs(place: Place) -> list[TensorSpec]:
 
 def _bytes(shape: Sequence[int]) -> int:
     return ITEM_BYTES["F32"] * math.prod(shape)
-
-
-def _tensors_in(path: Path) -> dict[str, TensorInfo]:
-    try:
-        return {tensor.name: tensor for tensor in read_header(path).tensors}
-    except (CheckpointRefused, FileNotFoundError) as error:
-        raise OSError(errno.EIO, "the accumulated state is damaged or gone; see `foldind fsck`", str(path)) from error

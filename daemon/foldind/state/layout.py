@@ -1,9 +1,11 @@
 """How the accumulated state holds each tensor; known without reading any."""
 
+import errno
 from enum import StrEnum
 from pathlib import Path
 
-from foldind.checkpoints.header import read_header
+from foldind.checkpoints.header import TensorInfo, read_header
+from foldind.errors import CheckpointRefused
 
 ACCUMULATED = "accumulated.safetensors"
 """The dense tensors, by their names, float32."""
@@ -24,9 +26,13 @@ class Representation(StrEnum):
 
 
 def dense_tensors(folder: Path) -> frozenset[str]:
-    """Return which tensors the state in a folder holds dense.
+    """Return which tensors the state in a folder holds dense. Raises OSError."""
+    return frozenset(tensors_in(folder / ACCUMULATED))
 
-    Raises:
-      CheckpointRefused, OSError: it is damaged, or gone.
-    """
-    return frozenset(tensor.name for tensor in read_header(folder / ACCUMULATED).tensors)
+
+def tensors_in(path: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of a file of the state by name. Raises OSError: it is damaged, or gone."""
+    try:
+        return {tensor.name: tensor for tensor in read_header(path).tensors}
+    except (CheckpointRefused, FileNotFoundError) as error:
+        raise OSError(errno.EIO, "the accumulated state is damaged or gone; see `foldind fsck`", str(path)) from error
