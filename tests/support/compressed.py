@@ -57,6 +57,11 @@ def coded(name: str, coding: str, symbols: Tensor, scales: Tensor) -> Parts:
     return of_blocks(name, coding, tuple(symbols.shape), scales, blocks)
 
 
+def block_of_bytes(name: str, shape: tuple[int, ...], packed: bytes) -> Parts:
+    """A ternary tensor of one block, which is packed as it is given."""
+    return of_blocks(name, "ternary", shape, torch.tensor(0.5), [zlib.compress(packed)])
+
+
 def decode(path: Path) -> dict[str, np.ndarray]:
     """The task vectors that a file holds, float64."""
     content = path.read_bytes()
