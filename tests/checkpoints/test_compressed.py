@@ -213,7 +213,7 @@ AT_THE_DOOR: dict[str, tuple[Callable[[], Parts], str]] = {
     "more rows": (changed(coding="ternary 25,24"), "has 25 rows and the base's has 24"),
     "transposed": (
         lambda: coded("encoder.layer.0.output.dense.weight", "ternary", torch.ones(48, 24), torch.tensor(1.0)),
-        "has 48 rows and the base's has 24",
+        "has shape [48, 24] and the base's has [24, 48]",
     ),
     "coding of nothing": (
         lambda: Parts(good().tensors, good().metadata | {"ghost:coding": "ternary 3"}),

@@ -80,7 +80,7 @@ def test_the_command(daemon: Daemon, base: Path, tmp_path: Path) -> None:
     for wrong, words, status in (
         (("--compress", "ternary"), "give the base that it was fine-tuned from", 1),
         (("--compress", "zip", "--base", str(base)), "zip", 2),
-        (("--compress", "ternary", "--base", str(base), "--on-server"), "nothing to compress", 2),
+        (("--compress", "ternary", "--base", str(base), "--on-server"), "nothing is sent with --on-server", 2),
     ):
         failed = foldin("submit", checkpoint, *wrong, "--server", daemon.server, check=False)
         assert (failed.returncode, words in failed.stderr) == (status, True), failed.stderr
