@@ -13,6 +13,8 @@ from foldin.decoding import snapshot_of, submission_of
 from foldin.download import pull
 from foldin.errors import InvalidArgument
 from foldin.models import Progress, Rollback, Snapshot, Submission, SubmissionState
+from foldin.preparation import prepared
+from foldin.recipe import read_recipe
 from foldin.upload import Terms, upload
 from foldin.v1 import snapshots_pb2, submissions_pb2
 
@@ -64,6 +66,9 @@ class Client:
         partial: bool = False,
         force: bool = False,
         wait: bool = False,
+        compress: str | None = None,
+        base: str | Path | None = None,
+        density: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Submission:
         """Hand in a checkpoint that lies on this machine.
@@ -79,18 +84,25 @@ class Client:
           partial: tensors of the base that the checkpoint lacks count as unchanged.
           force: take content that is queued or merged already as a submission of its own.
           wait: return once it is merged.
-          on_progress: told of `hashing` and `uploading` in bytes and, with wait, `folding` and `publishing` in tensors.
+          compress: "ternary" or "int8": what differs from the base is sent, with losses; None: the checkpoint is.
+          base: with compress, the base that it was fine-tuned from: a .safetensors file or a folder.
+          density: with ternary, the share of each tensor's elements that is kept; None means 0.1.
+          on_progress: told of `compressing`, `hashing` and `uploading` in bytes and, with wait, `folding` and
+            `publishing` in tensors.
 
         Returns:
           The submission; without wait it may have been REJECTED.
 
         Raises:
-          CheckpointError: there is no whole checkpoint at path, or it changed while it was sent.
+          CheckpointError: there is no whole checkpoint at path, it changed while it was sent, or it is none of base.
+          InvalidArgument: compress, base and density do not go together.
           Refused: with wait, it was not merged.
         """
         terms = Terms(name or "", labels, request_id or "", partial, force)
-        files = find_checkpoint(path)
-        submission = submission_of(upload(self._connection, files, terms, self._parallel, on_progress or _ignore))
+        recipe = read_recipe(compress, base, density)
+        tell = on_progress or _ignore
+        with prepared(find_checkpoint(path), recipe, partial, tell) as files:
+            submission = submission_of(upload(self._connection, files, terms, self._parallel, tell))
         return self.wait(submission.id, on_progress=on_progress) if wait else submission
 
     def submit_path(

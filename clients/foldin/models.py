@@ -45,7 +45,8 @@ class Progress:
     """How far a transfer or a merge is.
 
     Attributes:
-      stage: `hashing`, `uploading`, `downloading` or `verifying` (bytes); `folding` or `publishing` (tensors).
+      stage: `compressing`, `hashing`, `uploading`, `downloading` or `verifying` (bytes); `folding` or
+        `publishing` (tensors).
       done: bytes or tensors done in this stage.
       total: bytes or tensors of this stage.
       item: the file or tensor being worked on.

@@ -5,7 +5,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from tests.bench import adapters, constant_memory, many_folds, merge_time, sizes, upload_time
+from tests.bench import adapters, compression, constant_memory, many_folds, merge_time, sizes, upload_time
 from tests.bench.settings import Settings
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "many_folds": many_folds.run,
     "sizes": sizes.run,
     "adapters": adapters.run,
+    "compression": compression.run,
 }
 
 
@@ -24,8 +25,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; needs about 20 GB")
     parser.add_argument("--fusionbench", type=Path, help="a Python that has fusion-bench, to compare with")
     parser.add_argument("--mergekit", type=Path, help="a Python that has mergekit, to compare with")
+    parser.add_argument("--suite", type=Path, help="real fine-tuned models, base/ and tasks/<name>/, for compression")
+    parser.add_argument(
+        "--order", default="", help="of its tasks, with commas; that of their names where none is given"
+    )
+    parser.add_argument("--keep", type=Path, help="where compression leaves the merged models, to score them")
     arguments = parser.parse_args()
-    settings = Settings(arguments.fusionbench, arguments.mergekit)
+    order = tuple(arguments.order.split(",")) if arguments.order else ()
+    settings = Settings(arguments.fusionbench, arguments.mergekit, arguments.suite, order, arguments.keep)
     print(f"Machine: {_processor()}, Python {platform.python_version()}\n")
     for name in arguments.name or BENCHMARKS:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

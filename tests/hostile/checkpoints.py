@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tests.hostile.files import craft
+from tests.support.compressed import Parts, block_of_bytes, coded, of_blocks
 from tests.support.wire import INDEX, SINGLE, fine_tuned, sharded, single
 
 Tensors = Mapping[str, Tensor]
@@ -86,6 +88,10 @@ def big_metadata(base: Tensors) -> Files:
     return {SINGLE: save(fine_tuned(base), metadata={"notes": "x" * 3_000_000})}
 
 
+def compressed(parts: Parts) -> Callable[[Tensors], Files]:
+    return lambda _: {SINGLE: parts.file()}
+
+
 def bomb(text: bytes) -> bytes:
     """Three megabytes of JSON that take fifty times that when parsed."""
     return b'{"weight_map": [' + b",".join([text] * (3_000_000 // (len(text) + 1))) + b"]}"
@@ -161,6 +167,33 @@ ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     "ten thousand tiny tensors": (tiny_tensors(10_000), "no tensor in common with the base"),
     "a million tiny tensors": (tiny_tensors(1_000_000), "states a header of"),
     "enormous metadata": (big_metadata, "states a header of"),
+    # Task vectors.
+    "task vector of no kind": (
+        lambda base: {SINGLE: save(fine_tuned(base), metadata={"foldin.kind": "delta"})},
+        "its foldin.kind is 'delta'",
+    ),
+    "task vector of another shape": (
+        lambda _: {SINGLE: save({QUERY: torch.ones(3, 3)}, metadata={"foldin.kind": "task_vector"})},
+        "has shape [3, 3]",
+    ),
+    "compressed, of another base": (
+        compressed(coded("conv.weight", "ternary", torch.ones(3, 3), torch.tensor(1.0))),
+        "no tensor in common with the base",
+    ),
+    "compressed, a scale of NaN": (
+        compressed(coded(QUERY, "int8", torch.ones(24, 24), torch.tensor(float("nan")))),
+        "has a scale that is negative, infinite or NaN",
+    ),
+    "compressed, a bomb": (compressed(block_of_bytes(QUERY, (24, 24), bytes(50_000))), "decodes to more than the 116"),
+    "compressed, no digits": (compressed(block_of_bytes(QUERY, (24, 24), b"\xff" * 116)), "has the byte 255"),
+    "compressed, cut off": (
+        compressed(of_blocks(QUERY, "int8", (24, 24), torch.tensor(1.0), [zlib.compress(bytes(range(96)) * 6)[:-9]])),
+        "ends before its zlib stream does",
+    ),
+    "compressed, too large": (
+        compressed(coded(QUERY, "int8", torch.full((24, 24), 127), torch.tensor(3e38))),
+        "NaN or infinite values",
+    ),
     # Not what is merged.
     "adapter without a kind": (
         lambda _: {"adapter_config.json": b"{}", "adapter_model.safetensors": save({"lora_A": torch.ones(2, 2)})},

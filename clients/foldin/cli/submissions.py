@@ -8,10 +8,13 @@ import typer
 from foldin.cli.options import AsJson, Server, SubmissionId, examples, read_labels
 from foldin.cli.session import complain, connected, emit, printable
 from foldin.models import Submission, SubmissionState
+from foldin.recipe import DENSITY, Coding
 
 if TYPE_CHECKING:
     from foldin.cli.display import Display
     from foldin.client import Client
+
+_SLOW_LINKS = "Slow links"
 
 
 def submit(
@@ -37,6 +40,32 @@ def submit(
     on_server: Annotated[
         bool, typer.Option("--on-server", help="PATH is absolute and on the daemon's machine; nothing is sent.")
     ] = False,
+    compress: Annotated[
+        Coding | None,
+        typer.Option(
+            rich_help_panel=_SLOW_LINKS,
+            show_default=False,
+            help="Send what differs from the base instead, with losses: the signs of each tensor's largest elements "
+            "(ternary, some 27 times smaller than bfloat16 weights) or all elements in 255 steps (int8, some 3 times).",
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=_SLOW_LINKS,
+            show_default=False,
+            help="With --compress: the base that the checkpoint was fine-tuned from, on this machine.",
+        ),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_SLOW_LINKS,
+            show_default=str(DENSITY),
+            help="With --compress ternary: the share of each tensor's elements that is kept.",
+        ),
+    ] = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +73,11 @@ def submit(
 
     Returns once the daemon has it safely on disk, and prints its id. Running the same command again goes on with an
     upload that broke off; content that was handed in before is found, not taken twice.
+
+    On a slow link --compress sends a small file in its place, which is made in TMPDIR and removed afterwards.
     """
+    if on_server and compress:
+        raise typer.BadParameter("nothing is sent with --on-server, so there is nothing to compress.")
     labels = read_labels(label or [])
     again = "Run the same command again: it goes on where this one stopped."
     with connected(server, as_json, after_interrupt=again) as client:
@@ -63,6 +96,9 @@ def submit(
                     request_id=request_id,
                     partial=partial,
                     force=force,
+                    compress=compress,
+                    base=base,
+                    density=density,
                     on_progress=display.transfer,
                 )
             if wait and not submission.final:
@@ -158,6 +194,7 @@ COMMANDS = (
         examples(
             "foldin submit runs/task-17 --name task-17 --wait",
             "foldin submit runs/task-18 --label team=vision --label round=4",
+            "foldin submit runs/task-19 --compress ternary --density 0.1 --base models/base",
             "foldin submit /mnt/share/task-17 --on-server",
         ),
     ),

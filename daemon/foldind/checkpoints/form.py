@@ -16,6 +16,8 @@ class Form(StrEnum):
     """Those of the fine-tuned model."""
     TASK_VECTOR = "task_vector"
     """The fine-tuned model minus the base; tensors that are not there are zero."""
+    COMPRESSED = "compressed_task_vector"
+    """The same, of which most tensors are coded; see README.md in this folder."""
     ADAPTER = "adapter"
     """Factors and such of a PEFT adapter."""
 

@@ -4,10 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from foldind.checkpoints.adapter import read_adapter
 from foldind.checkpoints.checkpoint import MAX_INDEX_BYTES, Checkpoint, Limits
+from foldind.checkpoints.compressed import CodedTensor, check_numbers, read_compressed
 from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.header import MAX_HEADER_BYTES, TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
 from foldind.errors import CheckpointRefused
+
+_Tensor = TensorInfo | CodedTensor
 
 _SPARE_BYTES = 1024 * 1024
 _ENTRY_BYTES = 250
@@ -31,18 +34,22 @@ def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[s
 
     Raises:
       CheckpointRefused: it names the tensors and says what to do.
+      OSError: the small numbers that a compressed one is read by cannot be read.
     """
-    form, tensors = form_of(submission), submission.tensors
+    form = form_of(submission)
     if form is Form.ADAPTER:
         read_adapter(submission, plan, ignore)
         return
-    _check_names(tensors, plan, ignore, partial or form is Form.TASK_VECTOR)
+    tensors: Mapping[str, _Tensor] = read_compressed(submission) if form is Form.COMPRESSED else submission.tensors
+    _check_names(tensors, plan, ignore, partial or form is not Form.MODEL)
     for name, tensor in tensors.items():
         if planned := plan.by_name.get(name):
             _check_tensor(tensor, planned)
+    if form is Form.COMPRESSED:
+        check_numbers(submission.folder, {name: tensors[name] for name in tensors if name in plan.by_name})
 
 
-def _check_names(tensors: Mapping[str, TensorInfo], plan: Plan, ignore: Sequence[str], partial: bool) -> None:
+def _check_names(tensors: Mapping[str, _Tensor], plan: Plan, ignore: Sequence[str], partial: bool) -> None:
     extra = [name for name in tensors if name not in plan.by_name and not matches_any(name, ignore)]
     missing = [
         tensor.name
@@ -68,7 +75,7 @@ def _check_names(tensors: Mapping[str, TensorInfo], plan: Plan, ignore: Sequence
         )
 
 
-def _check_tensor(tensor: TensorInfo, planned: PlannedTensor) -> None:
+def _check_tensor(tensor: _Tensor, planned: PlannedTensor) -> None:
     if tensor.shape != planned.shape:
         if tensor.shape[1:] == planned.shape[1:] and len(tensor.shape) == 2:
             raise CheckpointRefused(

@@ -10,12 +10,18 @@ from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.worker.blocks import row_blocks
 from foldind.worker.taskvectors.adapter import Adapter
+from foldind.worker.taskvectors.compressed import CompressedFile
 from foldind.worker.taskvectors.contract import TaskVectors
 from foldind.worker.taskvectors.difference import DifferenceFile
 from foldind.worker.taskvectors.model import FineTunedModel
 
 _FORMS: Mapping[Form, Callable[[Plan, Checkpoint, Checkpoint], TaskVectors]] = MappingProxyType(
-    {Form.MODEL: FineTunedModel, Form.TASK_VECTOR: DifferenceFile, Form.ADAPTER: Adapter}
+    {
+        Form.MODEL: FineTunedModel,
+        Form.TASK_VECTOR: DifferenceFile,
+        Form.COMPRESSED: CompressedFile,
+        Form.ADAPTER: Adapter,
+    }
 )
 
 
