@@ -34,8 +34,11 @@ def test_three_deaths_quarantine_and_retry_merges_at_its_turn(
 
         following_id = client.submit(following).id
         wait_for(lambda: client.status(following_id).progress, "the next one to be folded", 60)
+        worker = daemon.wait_for_worker(other_than=killed)
+        worker.suspend()  # that one is not done before the others wait
         last_id = client.submit(last).id
         client.retry(poison_id)
+        worker.resume()
         merged = [client.wait(one) for one in (following_id, poison_id, last_id)]
     assert [one.version for one in merged] == [2, 3, 4], "the retried one did not come at its turn"
     assert [one.attempts for one in merged] == [0, 0, 0]

@@ -5,6 +5,7 @@ Source: huggingface/peft, tuners/lora/config.py.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -18,6 +19,11 @@ SAVE = "save it anew with PEFT's save_pretrained(...)"
 MAX_CONFIG_BYTES = 1024 * 1024
 
 _LARGEST_ALPHA = 1e6
+_MOST_PATTERNS = 4096
+_MOST_EXPRESSIONS = 64
+"""Each is held against every module."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 _UNDERSTOOD = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora"}
@@ -99,12 +105,21 @@ def _matching(config: Mapping[str, Any], name: str, module: str, default: object
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise CheckpointRefused(f"the {name} of {ADAPTER_CONFIG} is no map", SAVE)
+    expressions = sum(not _NAME.fullmatch(pattern) for pattern in patterns)
+    if len(patterns) > _MOST_PATTERNS or expressions > _MOST_EXPRESSIONS:
+        raise CheckpointRefused(
+            f"the {name} of {ADAPTER_CONFIG} has {len(patterns)} patterns, {expressions} of them regular expressions",
+            f"write at most {_MOST_PATTERNS}, and {_MOST_EXPRESSIONS} that are more than names",
+        )
     return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
 
 
 def _matches(pattern: str, module: str) -> bool:
-    if pattern == module or module.endswith(f".{pattern}"):
-        return True
+    if _NAME.fullmatch(pattern):  # a dot in it stands for any character
+        start = len(module) - len(pattern)
+        if start < 0 or (start and module[start - 1] != "."):
+            return False
+        return all(wanted in (".", found) for wanted, found in zip(pattern, module[start:], strict=True))
     import re2  # a submitter's pattern, which Python's own matcher could be busy with for years
 
     options = re2.Options()
