@@ -5,7 +5,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from tests.bench import adapters, compression, constant_memory, many_folds, merge_time, sizes, upload_time
+from tests.bench import adapters, compression, constant_memory, many_folds, merge_time, profile, sizes, upload_time
 from tests.bench.settings import Settings
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "sizes": sizes.run,
     "adapters": adapters.run,
     "compression": compression.run,
+    "profile": profile.run,
 }
 
 

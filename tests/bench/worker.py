@@ -50,6 +50,11 @@ class Worker:
         assert isinstance(ready, Ready)
         self.imports = ready.resident_bytes
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def ask(self, request: Message, report: Callable[[Progress], None] = lambda _: None) -> Message:
         """Return the answer to a request."""
         assert self._process.stdin is not None

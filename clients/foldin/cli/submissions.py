@@ -46,7 +46,7 @@ def submit(
             rich_help_panel=_SLOW_LINKS,
             show_default=False,
             help="Send what differs from the base instead, with losses: the signs of each tensor's largest elements "
-            "(ternary, some 27 times smaller than bfloat16 weights) or all elements in 255 steps (int8, some 3 times).",
+            "(ternary, some 27 times smaller than bfloat16 weights) or all elements in 255 steps (int8, 2 to 4 times).",
         ),
     ] = None,
     base: Annotated[
