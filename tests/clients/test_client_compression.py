@@ -1,5 +1,7 @@
 """Compressed task vectors that the client makes, against what they should be, in float64 and written down straight."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,8 +90,11 @@ class Compressing:
 
 
 def differences(model: Tensors, base: Tensors) -> dict[str, np.ndarray]:
-    """Of float32 values, as float32 gives them."""
-    return {name: (model[name].float() - base[name].float()).numpy() for name in base if base[name].is_floating_point()}
+    """Of float32 values, as float32 gives them; what rounding to a smaller dtype left as it was is not among them."""
+    floats = [name for name in base if base[name].is_floating_point()]
+    return {
+        name: (model[name].float() - base[name].float()).numpy() for name in floats if (model[name] != base[name]).any()
+    }
 
 
 def is_plain(task_vector: np.ndarray) -> bool:
@@ -221,6 +226,32 @@ def test_progress(tmp_path: Path, generator: Generator) -> None:
     floats = sum(4 * tensor.numel() for tensor in base.values() if tensor.is_floating_point())
     assert {progress.stage for progress in compressing.progress} == {"compressing"}
     assert (compressing.progress[-1].done, compressing.progress[-1].total) == (floats, floats)
+
+
+def test_memory_is_a_few_times_one_tensor(tmp_path: Path, generator: Generator) -> None:
+    rows, tensors = 2048, 10
+    base = {f"layer.{number}.weight": torch.zeros(rows, rows) for number in range(tensors)}
+    model = {name: torch.randn(rows, rows, generator=generator) for name in base}
+    script = """if True:
+        import resource, sys, pathlib
+        from foldin.checkpoint import find_checkpoint
+        from foldin.compression import compress_model
+        from foldin.recipe import read_recipe
+        model, base, target = map(pathlib.Path, sys.argv[1:])
+        for coding in ("ternary", "int8"):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            made = compress_model(
+                find_checkpoint(model), read_recipe(coding, base, None), False, target, lambda progress: None
+            )
+            made.path.unlink()
+            print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+        assert not {"torch", "safetensors.torch"} & sys.modules.keys()
+    """
+    (tmp_path / "target").mkdir()
+    folders = write(tmp_path / "model", model), write(tmp_path / "base", base), tmp_path / "target"
+    done = subprocess.run([sys.executable, "-c", script, *folders], check=True, capture_output=True, text=True)
+    of_tensor = 4 * rows * rows
+    assert max(map(int, done.stdout.split())) < 4 * of_tensor < tensors * of_tensor / 2
 
 
 class TestRefusals:
