@@ -11,10 +11,12 @@ DAEMON = (Victim.DAEMON, Victim.DAEMON_AND_WORKER)
 WORKER = (Victim.WORKER,)
 
 
+@pytest.mark.long  # every run has the matrix, which strikes at each step
 def test_some_kills_of_the_daemon(reference: Reference, tmp_path: Path, seed: int) -> None:
     print(strike(reference, tmp_path, seed, DAEMON, kills=4, per_round=4, submissions=4))
 
 
+@pytest.mark.long  # every run has the matrix, which strikes at each step
 def test_some_kills_of_the_worker(reference: Reference, tmp_path: Path, seed: int) -> None:
     print(strike(reference, tmp_path, seed, WORKER, kills=2, per_round=2, submissions=3))
 

@@ -21,7 +21,7 @@ from foldind.state.ledger import Ledger, NewSubmission
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, wait_for
 from tests.support.wire import INDEX, SINGLE, Wire, idle_worker, refused, sharded, single, specs, state, write_files
 
 Checkpoint = Callable[[], dict[str, Tensor]]
@@ -238,4 +238,5 @@ def test_refused_ones_leave_nothing_behind(daemon: Daemon, wire: Wire, place: Pa
     assert state(wire.submit_path(place / "task")) == "REJECTED"
     with refused(StatusCode.INVALID_ARGUMENT):
         wire.submit_path(place)
-    assert not list((daemon.state / "submissions").glob("*.tmp"))
+    # What is settled is being removed under such a name for a moment.
+    wait_for(lambda: not list((daemon.state / "submissions").glob("*.tmp")), "the copies to be removed")
