@@ -227,3 +227,10 @@ class TestJson:
 
     def test_of_nothing(self) -> None:
         assert Plan.from_json(Plan(()).to_json()) == Plan(())
+
+
+def test_what_is_equal_by_initialisation_is_not_tied(tmp_path: Path) -> None:
+    """Every layer of a new Mamba has the same A_log; fine-tuning parts them."""
+    names = [f"backbone.layers.{layer}.mixer.A_log" for layer in (0, 1)]
+    plan = plan_of(tmp_path, {name: torch.arange(32.0).reshape(8, 4) for name in names})
+    assert treatments(plan) == dict.fromkeys(names, Treatment.SUMMED)

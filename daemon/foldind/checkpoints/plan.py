@@ -33,6 +33,9 @@ SUMMED_PATTERNS = (
 )
 """Names of 2-D tensors that are no linear layers: embeddings, position tables, state-space matrices, stacked biases."""
 
+_NEVER_TIED = ("*A_log", "*bias*")
+"""Summed tensors that are equal in all layers of a new model by their initialisation, and part in fine-tuning."""
+
 _BLOCK_BYTES = 4 * 1024 * 1024
 
 _EXPONENT_BITS = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
@@ -160,7 +163,8 @@ def _treatment(base: Checkpoint, tensor: TensorInfo, summed_patterns: Sequence[s
 def _find_tied(base: Checkpoint, summed_patterns: Sequence[str]) -> dict[str, str]:
     alike = defaultdict(list)
     for tensor in base.tensors.values():
-        if tensor.dtype in FLOAT_DTYPES and len(tensor.shape) == 2 and min(tensor.shape) > 1:
+        table = len(tensor.shape) == 2 and min(tensor.shape) > 1 and not matches_any(tensor.name, _NEVER_TIED)
+        if tensor.dtype in FLOAT_DTYPES and table:
             alike[tensor.dtype, tensor.shape].append(tensor)
     equal = defaultdict(list)
     for tensors in alike.values():
