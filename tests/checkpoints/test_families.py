@@ -1,5 +1,6 @@
 """Model families as transformers saves them: planned, folded, and loaded again as the model they were."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 from foldind.checkpoints.plan import Treatment
+from foldind.state.snapshots import companion_files
 from torch import Tensor
 
 from tests.checkpoints.folding import Stream
@@ -39,7 +41,7 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
     ),
     "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**GROUPED, num_local_experts=3)),
     "gpt_oss": lambda: transformers.GptOssForCausalLM(
-        transformers.GptOssConfig(**GROUPED, head_dim=8, num_local_experts=3)
+        transformers.GptOssConfig(**GROUPED, head_dim=8, num_local_experts=3, num_experts_per_tok=2)
     ),
     "whisper": lambda: transformers.WhisperForConditionalGeneration(
         transformers.WhisperConfig(
@@ -140,6 +142,8 @@ def test_a_family(family: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "expert").glob("*.safetensors"))) > 1
     expected = outputs(model)
     stream.fold_folder(tmp_path / "expert")
+    for file in companion_files(tmp_path / "base"):
+        shutil.copy(file, stream.snapshot_folder)
     merged, report = type(model).from_pretrained(stream.snapshot_folder, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     found = outputs(merged.eval())
