@@ -15,10 +15,6 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_CONVERT = (
-    "only safetensors are taken. Load the model and save it again with "
-    "model.save_pretrained(FOLDER, safe_serialization=True), then submit that folder."
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def _single_file(path: Path) -> tuple[CheckpointFile, ...]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.")
     if path.suffix in _PICKLED:
-        raise CheckpointError(f"{path} is a pickled checkpoint; {_CONVERT}")
+        raise CheckpointError(f"{path} is a pickled checkpoint; {_convert(path)}")
     if path.suffix != ".safetensors" or not path.is_file():
         raise CheckpointError(f"{path} is no checkpoint: give a .safetensors file or the folder that holds the model.")
     if _SHARD.fullmatch(path.name):
@@ -129,7 +125,7 @@ def _why_none(folder: Path) -> str:
         return f"{folder} holds no {SINGLE}; to submit another file, name it: foldin submit {folder / safetensors[0]}"
     pickled = [name for name in names if name.endswith((*_PICKLED, ".bin.index.json"))]
     if pickled:
-        return f"{folder} holds {_enumerate(pickled)}; {_CONVERT}"
+        return f"{folder} holds {_enumerate(pickled)}; {_convert(folder)}"
     return f"{folder} holds no checkpoint: no {SINGLE}, no {INDEX}, no {' with '.join(reversed(ADAPTER))}."
 
 
@@ -142,6 +138,10 @@ def _require_whole(path: Path) -> None:
             f"{path} is not a whole safetensors file ({error}): it is still being written, or its download or save "
             "broke off. Wait for it, or make it again."
         ) from None
+
+
+def _convert(path: Path) -> str:
+    return f"only safetensors are taken. Make them with: foldin convert {path} --to FOLDER, then submit that folder."
 
 
 def is_plain(name: str) -> bool:

@@ -45,7 +45,7 @@ class Progress:
     """How far a transfer or a merge is.
 
     Attributes:
-      stage: `compressing`, `hashing`, `uploading`, `downloading` or `verifying` (bytes); `folding` or
+      stage: `converting`, `compressing`, `hashing`, `uploading`, `downloading` or `verifying` (bytes); `folding` or
         `publishing` (tensors).
       done: bytes or tensors done in this stage.
       total: bytes or tensors of this stage.

@@ -69,12 +69,12 @@ def empty_folder(folder, save):
 
 def pickled_folder(folder, save):
     (folder / "pytorch_model.bin").write_bytes(b"...")
-    return folder, "safe_serialization=True"
+    return folder, f"foldin convert {folder} --to FOLDER"
 
 
 def pickled_file(folder, save):
     (folder / "pytorch_model.bin").write_bytes(b"...")
-    return folder / "pytorch_model.bin", "safe_serialization=True"
+    return folder / "pytorch_model.bin", "foldin convert"
 
 
 def other_file(folder, save):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from foldin.cli import snapshots, submissions
+from foldin.cli import conversion, snapshots, submissions
 
 app = typer.Typer(
     name="foldin",
@@ -44,7 +44,7 @@ _SUBMISSIONS = "Handing in checkpoints"
 _SNAPSHOTS = "Using the merged model"
 
 for _panel, _commands in (
-    (_SUBMISSIONS, submissions.COMMANDS),
+    (_SUBMISSIONS, (*submissions.COMMANDS, *conversion.COMMANDS)),
     (_SNAPSHOTS, snapshots.COMMANDS),
 ):
     for _name, _command, _examples in _commands:

@@ -16,22 +16,29 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def connected(server: str | None, as_json: bool, after_interrupt: str = "") -> Iterator["Client"]:
-    """Open a client; end the command with a sentence, never a traceback, where the client fails.
+def explained(as_json: bool, after_interrupt: str = "") -> Iterator[None]:
+    """End the command with a sentence, never a traceback, where it fails.
 
     Args:
       after_interrupt: what to tell who presses Ctrl-C, unless the interrupt itself says it.
     """
     try:
-        from foldin.client import Client
-
-        with Client(server) as client:
-            yield client
+        yield
     except FoldinError as error:
         _end(str(error), error.code, as_json, 1)
     except KeyboardInterrupt as interrupt:
         advice = interrupt.args[0] if interrupt.args else after_interrupt
         _end(f"interrupted. {advice}".rstrip(), "CANCELLED", as_json, INTERRUPTED)
+
+
+@contextmanager
+def connected(server: str | None, as_json: bool, after_interrupt: str = "") -> Iterator["Client"]:
+    """Open a client for a command that ends as `explained` says."""
+    with explained(as_json, after_interrupt):
+        from foldin.client import Client
+
+        with Client(server) as client:
+            yield client
 
 
 def complain(sentence: str) -> None:

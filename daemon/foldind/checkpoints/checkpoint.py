@@ -70,7 +70,7 @@ def check_file_names(names: Collection[str]) -> None:
     if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))):
         raise CheckpointRefused(
             f"{pickled[0]} is a pickle file, which can run code when it is loaded",
-            "save the model with save_pretrained(..., safe_serialization=True) and submit that",
+            "run `foldin convert` on it, or save the model with save_pretrained, and submit that",
         )
     if ADAPTER_CONFIG in names or ADAPTER in names:
         if set(names) != {ADAPTER_CONFIG, ADAPTER}:
