@@ -50,7 +50,10 @@ def test_names_of_files(wire: Wire, name: str) -> None:
 def test_pickles(wire: Wire, name: str) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         wire.create({name: b"\x80\x04cos\nsystem\n."})
-    assert f"{name} is a pickle file, which can run code when it is loaded; save the model" in refused.value.details()
+    assert (
+        f"{name} is a pickle file, which can run code when it is loaded; run `foldin convert`"
+        in refused.value.details()
+    )
 
 
 def test_a_length_that_is_a_lie(wire: Wire, tensors: Tensors) -> None:
