@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from foldin.errors import Refused as Refused
     from foldin.errors import ResourceExhausted as ResourceExhausted
     from foldin.errors import ServerUnavailable as ServerUnavailable
+    from foldin.models import CommonRows as CommonRows
     from foldin.models import File as File
     from foldin.models import Progress as Progress
     from foldin.models import Rollback as Rollback
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from foldin.models import Submission as Submission
     from foldin.models import SubmissionEvent as SubmissionEvent
     from foldin.models import SubmissionState as SubmissionState
+    from foldin.models import VocabPolicy as VocabPolicy
 
     __version__: str
 
@@ -48,6 +50,7 @@ _HOME = {
     "Refused": "errors",
     "ResourceExhausted": "errors",
     "ServerUnavailable": "errors",
+    "CommonRows": "models",
     "File": "models",
     "Progress": "models",
     "Rollback": "models",
@@ -55,6 +58,7 @@ _HOME = {
     "Submission": "models",
     "SubmissionEvent": "models",
     "SubmissionState": "models",
+    "VocabPolicy": "models",
 }
 
 __all__ = [  # noqa: PLE0604 - the names above, and the version

@@ -9,10 +9,10 @@ from typing import Any, Self
 from foldin import following
 from foldin.checkpoint import find_checkpoint
 from foldin.connection import WHOLE_CHECKPOINT, Connection
-from foldin.decoding import snapshot_of, submission_of
+from foldin.decoding import snapshot_of, submission_of, vocab_in_contract
 from foldin.download import pull
 from foldin.errors import InvalidArgument
-from foldin.models import Progress, Rollback, Snapshot, Submission, SubmissionState
+from foldin.models import Progress, Rollback, Snapshot, Submission, SubmissionState, VocabPolicy
 from foldin.preparation import prepared
 from foldin.recipe import read_recipe
 from foldin.upload import Terms, upload
@@ -64,6 +64,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
         partial: bool = False,
+        vocab: str = VocabPolicy.SAME,
         force: bool = False,
         wait: bool = False,
         compress: str | None = None,
@@ -82,6 +83,8 @@ class Client:
           labels: free labels.
           request_id: the same request_id always means the same submission; None lets the content decide.
           partial: tensors of the base that the checkpoint lacks count as unchanged.
+          vocab: "common": of token embeddings and output layers whose vocabulary has another size than the base's, the
+            rows that both have are folded; "same": they are refused.
           force: take content that is queued or merged already as a submission of its own.
           wait: return once it is merged.
           compress: "ternary" or "int8": what differs from the base is sent, with losses; None: the checkpoint is.
@@ -95,10 +98,10 @@ class Client:
 
         Raises:
           CheckpointError: there is no whole checkpoint at path, it changed while it was sent, or it is none of base.
-          InvalidArgument: compress, base and density do not go together.
+          InvalidArgument: there is no such vocab, or compress, base and density do not go together.
           Refused: with wait, it was not merged.
         """
-        terms = Terms(name or "", labels, request_id or "", partial, force)
+        terms = Terms(name or "", labels, request_id or "", partial, force, _vocab_policy(vocab))
         recipe = read_recipe(compress, base, density)
         tell = on_progress or _ignore
         with prepared(find_checkpoint(path), recipe, partial, tell) as files:
@@ -113,6 +116,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
         partial: bool = False,
+        vocab: str = VocabPolicy.SAME,
         force: bool = False,
         wait: bool = False,
         on_progress: OnProgress | None = None,
@@ -123,6 +127,7 @@ class Client:
           path: absolute path there. The other arguments are those of submit.
 
         Raises:
+          InvalidArgument: there is no such vocab.
           PermissionDenied: the path is outside the allowed_roots.
           Refused: with wait, it was not merged.
         """
@@ -133,6 +138,7 @@ class Client:
             request_id=request_id or "",
             partial=partial,
             force=force,
+            vocab=vocab_in_contract(_vocab_policy(vocab)),
         )
         # Repeating a forced one without a request_id might hand it in twice.
         call = self._connection.call if force and not request_id else self._connection.call_patiently
@@ -245,6 +251,13 @@ def _name_in_contract(state: str) -> str:
         return f"SUBMISSION_STATE_{SubmissionState(state.upper())}"
     except ValueError:
         raise InvalidArgument(f"{state!r} is no state: the states are {', '.join(SubmissionState)}.") from None
+
+
+def _vocab_policy(name: str) -> VocabPolicy:
+    try:
+        return VocabPolicy(name)
+    except ValueError:
+        raise InvalidArgument(f"{name!r} is no way to take a vocabulary: they are {', '.join(VocabPolicy)}.") from None
 
 
 def _version_number(version: int) -> int:

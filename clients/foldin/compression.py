@@ -90,7 +90,8 @@ def _pair(
         if found.shape != original.shape:
             raise CheckpointError(
                 f"tensor {name} has shape {list(found.shape)} in the model and {list(original.shape)} in the base: "
-                "give the base that it was fine-tuned from."
+                "give the base that it was fine-tuned from, or, if the vocabulary was resized, submit the model with "
+                "--vocab common and without --compress."
             )
         if not found.merged:
             raise CheckpointError(

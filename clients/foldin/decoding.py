@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from foldin.models import File, Progress, Snapshot, Submission, SubmissionEvent
+from foldin.models import CommonRows, File, Progress, Snapshot, Submission, SubmissionEvent, VocabPolicy
 from foldin.v1 import snapshots_pb2, submissions_pb2
 
 
@@ -27,10 +27,19 @@ def submission_of(message: submissions_pb2.Submission) -> Submission:
         else None,
         content_digest=message.content_digest,
         files=tuple(File(file.name, file.size, file.sha256) for file in message.files),
+        vocab=_vocab_policy(message.vocab),
+        common_rows=tuple(
+            CommonRows(rows.tensor, rows.folded, rows.submission, rows.base) for rows in message.common_rows
+        ),
         history=tuple(
             SubmissionEvent(_utc(event.at), _submission_state(event.state), event.detail) for event in message.history
         ),
     )
+
+
+def vocab_in_contract(policy: VocabPolicy) -> str:
+    """Return what a policy is called in the contract."""
+    return f"VOCAB_POLICY_{policy.name}"
 
 
 def snapshot_of(message: snapshots_pb2.Snapshot) -> Snapshot:
@@ -60,6 +69,13 @@ def snapshot_of(message: snapshots_pb2.Snapshot) -> Snapshot:
 def _submission_state(number: int) -> str:
     names = submissions_pb2.SubmissionState.DESCRIPTOR.values_by_number
     return names[number].name.removeprefix("SUBMISSION_STATE_") if number in names else f"STATE_{number}"
+
+
+def _vocab_policy(number: int) -> str:
+    if number == submissions_pb2.VOCAB_POLICY_UNSPECIFIED:  # an older daemon's answer
+        return VocabPolicy.SAME
+    names = submissions_pb2.VocabPolicy.DESCRIPTOR.values_by_number
+    return names[number].name.removeprefix("VOCAB_POLICY_").lower() if number in names else f"policy_{number}"
 
 
 def _snapshot_state(number: int) -> str:

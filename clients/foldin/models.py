@@ -21,6 +21,36 @@ class SubmissionState(StrEnum):
 REFUSED_STATES = frozenset({SubmissionState.REJECTED, SubmissionState.QUARANTINED, SubmissionState.WITHDRAWN})
 
 
+class VocabPolicy(StrEnum):
+    """What is done with a checkpoint whose vocabulary has another size than the base's."""
+
+    SAME = "same"
+    """It is refused."""
+    COMMON = "common"
+    """The rows that both have are folded."""
+
+
+@dataclass(frozen=True)
+class CommonRows:
+    """A tensor of which only the rows are folded that a checkpoint and the base both have.
+
+    Attributes:
+      tensor: its name in the base.
+      folded: how many rows are folded: the first ones.
+      submission: how many the checkpoint has.
+      base: how many the base has.
+    """
+
+    tensor: str
+    folded: int
+    submission: int
+    base: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {"tensor": self.tensor, "folded": self.folded, "submission": self.submission, "base": self.base}
+
+
 @dataclass(frozen=True)
 class File:
     """One file of a checkpoint or of a snapshot.
@@ -86,6 +116,8 @@ class Submission:
       attempts: attempts at folding it that ended with the death of the worker.
       progress: how far its merge is, while it is MERGING.
       content_digest: SHA-256 over the digests of its files; empty until known.
+      vocab: what is done if its vocabulary has another size than the base's; a name of VocabPolicy.
+      common_rows: where it has, the tensors of which the common rows are folded; empty until it is QUEUED.
       history: what happened to it, oldest first; only where one submission was asked for.
     """
 
@@ -102,6 +134,8 @@ class Submission:
     progress: Progress | None
     content_digest: str
     files: tuple[File, ...]
+    vocab: str = VocabPolicy.SAME
+    common_rows: tuple[CommonRows, ...] = ()
     history: tuple[SubmissionEvent, ...] = ()
 
     @property
@@ -144,6 +178,8 @@ class Submission:
             "progress": self.progress.to_json() if self.progress else None,
             "content_digest": self.content_digest,
             "files": [file.to_json() for file in self.files],
+            "vocab": str(self.vocab),
+            "common_rows": [rows.to_json() for rows in self.common_rows],
         }
         if self.history:
             document["history"] = [event.to_json() for event in self.history]

@@ -12,9 +12,10 @@ from foldin.backoff import Patience
 from foldin.checkpoint import CheckpointFile
 from foldin.chunks import Chunk, send_chunks
 from foldin.connection import WHOLE_CHECKPOINT, Connection, is_outage
+from foldin.decoding import vocab_in_contract
 from foldin.errors import CheckpointError, DataLoss, FailedPrecondition, FoldinError, NotFound
 from foldin.hashing import Digest, digest_file, is_unchanged
-from foldin.models import Progress
+from foldin.models import Progress, VocabPolicy
 from foldin.tally import Tally
 from foldin.v1 import submissions_pb2 as pb
 
@@ -33,6 +34,7 @@ class Terms:
     request_id: str = ""
     partial: bool = False
     force: bool = False
+    vocab: VocabPolicy = VocabPolicy.SAME
 
 
 def upload(
@@ -63,6 +65,7 @@ def upload(
         request_id=terms.request_id,
         partial=terms.partial,
         force=terms.force,
+        vocab=vocab_in_contract(terms.vocab),
     )
     patience = connection.patience()
     repairs = 0

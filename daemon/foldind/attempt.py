@@ -80,6 +80,7 @@ def fold_request(
         max_rank=merge.max_rank,
         memory_budget=memory_budget,
         submission=str(folder.submission(attempt.submission.id)),
+        vocab=attempt.submission.vocab,
         accumulated=str(folder.accumulated(head.version)) if head else "",
         bases=str(attempt.bases),
         submissions=head.submissions if head else 0,

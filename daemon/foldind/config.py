@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from foldind.checkpoints.plan import SUMMED_PATTERNS
+from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import StateError
 from foldind.logs import LogFormat
 
@@ -75,6 +76,7 @@ class ServeSettings(BaseSettings):
     inbox_settle: Seconds = 2
     inbox_stale: Seconds = 600
     inbox_poll: Annotated[float, Field(gt=0)] = 10
+    inbox_vocab: VocabPolicy = VocabPolicy.SAME
     keep_snapshots: int = Field(10, ge=1)
     keep_bases: bool = True
     memory_budget: ByteSize = Field(ByteSize(2 * 1024**3), gt=0)
@@ -179,6 +181,7 @@ threads = {merge.threads}  # per matrix product; with one, every processor has a
 # inbox_settle = 2  # seconds that a drop must have been unchanged
 # inbox_stale = 600  # seconds without a change after which an incomplete drop is refused
 # inbox_poll = 10  # seconds between looks where no event calls for one
+# inbox_vocab = "same"  # or "common": of drops with another vocabulary, fold the rows that the base has too
 # keep_snapshots = 10  # besides those that an alias names
 # keep_bases = true  # between merges, compute what the next one needs; takes up to twice the state's disk space
 # memory_budget = "2GiB"  # resident memory of the worker within which it does as much at once as there are processors

@@ -39,6 +39,7 @@ def manifest(
             "labels": dict(sorted(submission.labels.items())),
             "content_digest": submission.content_digest,
             "partial": submission.partial,
+            **({"common_rows": common_rows(submission)} if submission.common_rows else {}),
         },
         "submissions": result.submissions,
         "lambda": result.lambda_,
@@ -56,6 +57,14 @@ def manifest(
             }
             for tensor in result.tensors
         },
+    }
+
+
+def common_rows(submission: Submission) -> dict[str, dict[str, int]]:
+    """Return the tensors of a submission of which only the rows are folded that the base has too, and their counts."""
+    return {
+        name: {"folded": rows.common, "submission": rows.submission, "base": rows.base}
+        for name, rows in submission.common_rows.items()
     }
 
 

@@ -5,7 +5,17 @@ import platform
 import tempfile
 from pathlib import Path
 
-from tests.bench import adapters, compression, constant_memory, many_folds, merge_time, profile, sizes, upload_time
+from tests.bench import (
+    adapters,
+    compression,
+    constant_memory,
+    half_precision,
+    many_folds,
+    merge_time,
+    profile,
+    sizes,
+    upload_time,
+)
 from tests.bench.settings import Settings
 
 BENCHMARKS = {
@@ -16,6 +26,7 @@ BENCHMARKS = {
     "sizes": sizes.run,
     "adapters": adapters.run,
     "compression": compression.run,
+    "half_precision": half_precision.run,
     "profile": profile.run,
 }
 
@@ -26,11 +37,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; needs about 20 GB")
     parser.add_argument("--fusionbench", type=Path, help="a Python that has fusion-bench, to compare with")
     parser.add_argument("--mergekit", type=Path, help="a Python that has mergekit, to compare with")
-    parser.add_argument("--suite", type=Path, help="real fine-tuned models, base/ and tasks/<name>/, for compression")
+    parser.add_argument("--suite", type=Path, help="real fine-tuned models, base/ and tasks/<name>/, to merge")
     parser.add_argument(
         "--order", default="", help="of its tasks, with commas; that of their names where none is given"
     )
-    parser.add_argument("--keep", type=Path, help="where compression leaves the merged models, to score them")
+    parser.add_argument("--keep", type=Path, help="where the models merged of a suite are left, to score them")
     arguments = parser.parse_args()
     order = tuple(arguments.order.split(",")) if arguments.order else ()
     settings = Settings(arguments.fusionbench, arguments.mergekit, arguments.suite, order, arguments.keep)

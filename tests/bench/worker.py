@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.state.layout import dense_tensors
 from foldind.worker.blocks import projected_matrices
 from foldind.worker.messages import (
@@ -107,6 +108,7 @@ def fold(
             max_rank=0,
             memory_budget=budget,
             submission=str(submission),
+            vocab=VocabPolicy.SAME,
             accumulated=str(before[0]) if before else "",
             bases=str(bases or place),
             submissions=before[1].submissions if before else 0,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
+from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.state.layout import ACCUMULATED
 from foldind.worker.fold import fold_submission
 from foldind.worker.messages import FoldRequest, FoldResult, Progress
@@ -72,11 +73,13 @@ class Stream:
         self.progress: list[Progress] = []
         self._attempts = 0
 
-    def fold(self, submission: Mapping[str, Tensor], shards: int = 1) -> FoldResult:
+    def fold(
+        self, submission: Mapping[str, Tensor], shards: int = 1, vocab: VocabPolicy = VocabPolicy.SAME
+    ) -> FoldResult:
         """Fold one; a refused one leaves no trace but its folders."""
-        return self.fold_folder(write(self._root / f"submission{self._attempts}", submission, shards))
+        return self.fold_folder(write(self._root / f"submission{self._attempts}", submission, shards), vocab)
 
-    def fold_folder(self, submission: Path) -> FoldResult:
+    def fold_folder(self, submission: Path, vocab: VocabPolicy = VocabPolicy.SAME) -> FoldResult:
         """As `fold`, of one that lies in a folder."""
         self._attempts += 1
         self.progress.clear()
@@ -94,6 +97,7 @@ class Stream:
                 max_rank=self._max_rank,
                 memory_budget=self._memory_budget,
                 submission=str(submission),
+                vocab=vocab,
                 accumulated=str(self.merged_state) if last else "",
                 bases=str(self.bases),
                 submissions=last.submissions if last else 0,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldin.cli.session import printable
-from foldin.models import Snapshot, Submission
+from foldin.models import Snapshot, Submission, VocabPolicy
 
 # Where stdout is no terminal rich would assume 80 columns and cut ids off.
 WIDTH_OF_PIPES = 200
@@ -47,10 +47,15 @@ def print_submission(submission: Submission) -> None:
         ("reason", submission.reason),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(submission.labels.items()))),
         ("partial", "yes" if submission.partial else ""),
+        ("vocab", submission.vocab if submission.vocab != VocabPolicy.SAME else ""),
         ("attempts", str(submission.attempts or "")),
         ("created (UTC)", _moment(submission.created_at)),
         ("updated (UTC)", _moment(submission.updated_at)),
         ("content", submission.content_digest),
+    ]
+    lines += [
+        ("rows folded", f"{rows.tensor}  {rows.folded} in common (it has {rows.submission}, the base {rows.base})")
+        for rows in submission.common_rows
     ]
     if progress := submission.progress:
         lines.append(("progress", f"{progress.stage} {progress.done} of {progress.total}: {progress.item}"))

@@ -7,7 +7,7 @@ import typer
 
 from foldin.cli.options import AsJson, Server, SubmissionId, examples, read_labels
 from foldin.cli.session import complain, connected, emit, printable
-from foldin.models import Submission, SubmissionState
+from foldin.models import Submission, SubmissionState, VocabPolicy
 from foldin.recipe import DENSITY, Coding
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ def submit(
     partial: Annotated[
         bool, typer.Option("--partial", help="Tensors of the base that the checkpoint lacks count as unchanged.")
     ] = False,
+    vocab: Annotated[
+        VocabPolicy,
+        typer.Option(
+            help="Where the vocabulary has another size than the base's: refuse the checkpoint (same), or fold the "
+            "rows of embeddings and output layers that both have (common)."
+        ),
+    ] = VocabPolicy.SAME,
     force: Annotated[
         bool, typer.Option("--force", help="Take content that is queued or merged already once more.")
     ] = False,
@@ -86,7 +93,13 @@ def submit(
         with Display() as display:
             if on_server:
                 submission = client.submit_path(
-                    path, name=name, labels=labels, request_id=request_id, partial=partial, force=force
+                    path,
+                    name=name,
+                    labels=labels,
+                    request_id=request_id,
+                    partial=partial,
+                    vocab=vocab,
+                    force=force,
                 )
             else:
                 submission = client.submit(
@@ -95,6 +108,7 @@ def submit(
                     labels=labels,
                     request_id=request_id,
                     partial=partial,
+                    vocab=vocab,
                     force=force,
                     compress=compress,
                     base=base,
@@ -195,6 +209,7 @@ COMMANDS = (
             "foldin submit runs/task-17 --name task-17 --wait",
             "foldin submit runs/task-18 --label team=vision --label round=4",
             "foldin submit runs/task-19 --compress ternary --density 0.1 --base models/base",
+            "foldin submit runs/more-tokens --vocab common",
             "foldin submit /mnt/share/task-17 --on-server",
         ),
     ),

@@ -20,6 +20,12 @@ class SubmissionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUBMISSION_STATE_REJECTED: _ClassVar[SubmissionState]
     SUBMISSION_STATE_QUARANTINED: _ClassVar[SubmissionState]
     SUBMISSION_STATE_WITHDRAWN: _ClassVar[SubmissionState]
+
+class VocabPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VOCAB_POLICY_UNSPECIFIED: _ClassVar[VocabPolicy]
+    VOCAB_POLICY_SAME: _ClassVar[VocabPolicy]
+    VOCAB_POLICY_COMMON: _ClassVar[VocabPolicy]
 SUBMISSION_STATE_UNSPECIFIED: SubmissionState
 SUBMISSION_STATE_RECEIVING: SubmissionState
 SUBMISSION_STATE_QUEUED: SubmissionState
@@ -28,6 +34,9 @@ SUBMISSION_STATE_MERGED: SubmissionState
 SUBMISSION_STATE_REJECTED: SubmissionState
 SUBMISSION_STATE_QUARANTINED: SubmissionState
 SUBMISSION_STATE_WITHDRAWN: SubmissionState
+VOCAB_POLICY_UNSPECIFIED: VocabPolicy
+VOCAB_POLICY_SAME: VocabPolicy
+VOCAB_POLICY_COMMON: VocabPolicy
 
 class FileSpec(_message.Message):
     __slots__ = ("name", "size", "sha256")
@@ -40,7 +49,7 @@ class FileSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class CreateSubmissionRequest(_message.Message):
-    __slots__ = ("files", "name", "labels", "request_id", "partial", "force")
+    __slots__ = ("files", "name", "labels", "request_id", "partial", "force", "vocab")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -54,13 +63,15 @@ class CreateSubmissionRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[FileSpec]
     name: str
     labels: _containers.ScalarMap[str, str]
     request_id: str
     partial: bool
     force: bool
-    def __init__(self, files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., partial: bool = ..., force: bool = ...) -> None: ...
+    vocab: VocabPolicy
+    def __init__(self, files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., partial: bool = ..., force: bool = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ...) -> None: ...
 
 class CreateSubmissionResponse(_message.Message):
     __slots__ = ("submission", "missing", "chunk_size")
@@ -119,7 +130,7 @@ class CommitSubmissionResponse(_message.Message):
     def __init__(self, submission: _Optional[_Union[Submission, _Mapping]] = ...) -> None: ...
 
 class SubmitPathRequest(_message.Message):
-    __slots__ = ("path", "name", "labels", "request_id", "partial", "force")
+    __slots__ = ("path", "name", "labels", "request_id", "partial", "force", "vocab")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -133,13 +144,15 @@ class SubmitPathRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_FIELD_NUMBER: _ClassVar[int]
     path: str
     name: str
     labels: _containers.ScalarMap[str, str]
     request_id: str
     partial: bool
     force: bool
-    def __init__(self, path: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., partial: bool = ..., force: bool = ...) -> None: ...
+    vocab: VocabPolicy
+    def __init__(self, path: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., partial: bool = ..., force: bool = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ...) -> None: ...
 
 class SubmitPathResponse(_message.Message):
     __slots__ = ("submission",)
@@ -148,7 +161,7 @@ class SubmitPathResponse(_message.Message):
     def __init__(self, submission: _Optional[_Union[Submission, _Mapping]] = ...) -> None: ...
 
 class Submission(_message.Message):
-    __slots__ = ("id", "name", "labels", "state", "reason", "version", "files", "partial", "attempts", "created_at", "updated_at", "progress", "content_digest", "history")
+    __slots__ = ("id", "name", "labels", "state", "reason", "version", "files", "partial", "attempts", "created_at", "updated_at", "progress", "content_digest", "history", "vocab", "common_rows")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +183,8 @@ class Submission(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     CONTENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_FIELD_NUMBER: _ClassVar[int]
+    COMMON_ROWS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     labels: _containers.ScalarMap[str, str]
@@ -184,7 +199,21 @@ class Submission(_message.Message):
     progress: Progress
     content_digest: str
     history: _containers.RepeatedCompositeFieldContainer[SubmissionEvent]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SubmissionState, str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., partial: bool = ..., attempts: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., content_digest: _Optional[str] = ..., history: _Optional[_Iterable[_Union[SubmissionEvent, _Mapping]]] = ...) -> None: ...
+    vocab: VocabPolicy
+    common_rows: _containers.RepeatedCompositeFieldContainer[CommonRows]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SubmissionState, str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., partial: bool = ..., attempts: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., content_digest: _Optional[str] = ..., history: _Optional[_Iterable[_Union[SubmissionEvent, _Mapping]]] = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ..., common_rows: _Optional[_Iterable[_Union[CommonRows, _Mapping]]] = ...) -> None: ...
+
+class CommonRows(_message.Message):
+    __slots__ = ("tensor", "folded", "submission", "base")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    FOLDED_FIELD_NUMBER: _ClassVar[int]
+    SUBMISSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    folded: int
+    submission: int
+    base: int
+    def __init__(self, tensor: _Optional[str] = ..., folded: _Optional[int] = ..., submission: _Optional[int] = ..., base: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total", "tensor")

@@ -4,7 +4,7 @@ Source: huggingface/peft, tuners/lora (layout of the files, and `merge_and_unloa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from foldind.checkpoints.adapterconfig import MERGE, SAVE, check_foldable, read_
 from foldind.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
+from foldind.checkpoints.vocabulary import check_shape
 from foldind.errors import CheckpointRefused
 
 _PREFIX = "base_model.model."
@@ -50,13 +51,16 @@ class Whole:
 Change = LowRankChange | Shift | Whole
 
 
-def read_adapter(adapter: Checkpoint, plan: Plan, ignore: Sequence[str]) -> dict[str, Change]:
+def read_adapter(
+    adapter: Checkpoint, plan: Plan, ignore: Sequence[str], *, resized: Collection[str] = ()
+) -> dict[str, Change]:
     """Return what an adapter changes: name of a tensor of the base -> the change.
 
     Args:
       adapter: the submission.
       plan: of the base.
       ignore: patterns of tensors that the base lacks and that are left out without complaint (task heads).
+      resized: the base's tensors of which only the rows that both have are folded; they can be changed as a whole.
 
     Raises:
       CheckpointRefused: it cannot be merged, or not correctly; says why.
@@ -74,6 +78,8 @@ def read_adapter(adapter: Checkpoint, plan: Plan, ignore: Sequence[str]) -> dict
         if found is None:
             continue
         target, change = found
+        if target in resized and isinstance(change, LowRankChange):
+            raise CheckpointRefused(f"the adapter changes {target!r} by factors, and resizes its vocabulary", MERGE)
         if planned := plan.by_name.get(target):
             changes[target] = _settle(change, planned, plan, config)
         elif not matches_any(target, ignore):
@@ -128,7 +134,17 @@ def _change(
         return None
     if ".lora_" in inner or ".token_adapter." in inner:
         raise CheckpointRefused(f"the adapter has {name!r}, which cannot be folded", MERGE)
-    return inner.replace(".base_layer.", ".").replace(".modules_to_save.", "."), Whole(tensor)
+    return _module_name(inner), Whole(tensor)
+
+
+def whole_changes(adapter: Checkpoint) -> dict[str, str]:
+    """Return the names that an adapter has whole tensors under -> their names in the base."""
+    inner = {name: name.removeprefix(_PREFIX) for name in adapter.tensors}
+    return {name: _module_name(rest) for name, rest in inner.items() if ".lora_" not in rest}
+
+
+def _module_name(inner: str) -> str:
+    return inner.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _magnitudes(module: str) -> tuple[str, str]:
@@ -149,7 +165,7 @@ def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[
     if planned.treatment is Treatment.FROZEN:
         raise CheckpointRefused(f"the adapter changes {name!r}, which cannot be merged ({planned.dtype})", MERGE)
     if not isinstance(change, LowRankChange):
-        _check_shape(change.values.shape, planned)
+        check_shape(change.values.name, change.values.shape, planned, plan)
         return change
     if planned.treatment is Treatment.TIED or name in plan.tied_names:
         raise CheckpointRefused(

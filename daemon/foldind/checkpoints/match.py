@@ -4,10 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from foldind.checkpoints.adapter import read_adapter
 from foldind.checkpoints.checkpoint import MAX_INDEX_BYTES, Checkpoint, Limits
+from foldind.checkpoints.common import cut_to_common
 from foldind.checkpoints.compressed import CodedTensor, check_numbers, read_compressed
 from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.header import MAX_HEADER_BYTES, TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
+from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy, check_shape
 from foldind.errors import CheckpointRefused
 
 _Tensor = TensorInfo | CodedTensor
@@ -23,7 +25,14 @@ def submission_limits(plan: Plan) -> Limits:
     return Limits(min(needed, MAX_HEADER_BYTES), min(needed, MAX_INDEX_BYTES))
 
 
-def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[str], partial: bool) -> None:
+def check_against_plan(
+    submission: Checkpoint,
+    plan: Plan,
+    *,
+    ignore: Sequence[str],
+    partial: bool,
+    vocab: VocabPolicy = VocabPolicy.SAME,
+) -> dict[str, RowCounts]:
     """Check that a submission can be folded.
 
     Args:
@@ -31,22 +40,29 @@ def check_against_plan(submission: Checkpoint, plan: Plan, *, ignore: Sequence[s
       plan: of the base.
       ignore: patterns of tensors that the base lacks and that are left out without complaint (task heads).
       partial: whether tensors of the base that a whole model lacks count as unchanged.
+      vocab: what is done with a vocabulary of another size than the base's.
+
+    Returns:
+      The rows of the tensors of which only the common ones are folded, by the names that they are folded under.
 
     Raises:
       CheckpointRefused: it names the tensors and says what to do.
       OSError: the small numbers that a compressed one is read by cannot be read.
     """
     form = form_of(submission)
+    common = cut_to_common(submission, plan, vocab)
     if form is Form.ADAPTER:
-        read_adapter(submission, plan, ignore)
-        return
+        read_adapter(common.submission, common.plan, ignore, resized=common.rows)
+        return dict(common.folded)
     tensors: Mapping[str, _Tensor] = read_compressed(submission) if form is Form.COMPRESSED else submission.tensors
     _check_names(tensors, plan, ignore, partial or form is not Form.MODEL)
     for name, tensor in tensors.items():
-        if planned := plan.by_name.get(name):
-            _check_tensor(tensor, planned)
+        if planned := common.plan.by_name.get(name):
+            check_shape(name, common.cut_shape(name, tensor.shape), planned, common.plan)
+            _check_dtype(tensor, planned)
     if form is Form.COMPRESSED:
         check_numbers(submission.folder, {name: tensors[name] for name in tensors if name in plan.by_name})
+    return dict(common.folded)
 
 
 def _check_names(tensors: Mapping[str, _Tensor], plan: Plan, ignore: Sequence[str], partial: bool) -> None:
@@ -75,19 +91,7 @@ def _check_names(tensors: Mapping[str, _Tensor], plan: Plan, ignore: Sequence[st
         )
 
 
-def _check_tensor(tensor: _Tensor, planned: PlannedTensor) -> None:
-    if tensor.shape != planned.shape:
-        if tensor.shape[1:] == planned.shape[1:] and len(tensor.shape) == 2:
-            raise CheckpointRefused(
-                f"tensor {tensor.name!r} has {tensor.shape[0]} rows and the base's has {planned.shape[0]}",
-                "if the vocabulary was extended, cut the tensor to the base's rows before submitting"
-                if tensor.shape[0] > planned.shape[0]
-                else "if the vocabulary was cut, submit the tensor with all rows of the base",
-            )
-        raise CheckpointRefused(
-            f"tensor {tensor.name!r} has shape {list(tensor.shape)} and the base's has {list(planned.shape)}",
-            "check which base it was fine-tuned from",
-        )
+def _check_dtype(tensor: _Tensor, planned: PlannedTensor) -> None:
     if planned.treatment is not Treatment.FROZEN and tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointRefused(
             f"tensor {tensor.name!r} has dtype {tensor.dtype}",

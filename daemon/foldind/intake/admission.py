@@ -11,6 +11,7 @@ from pathlib import Path
 from foldind.checkpoints.checkpoint import check_file_names, open_checkpoint
 from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.vocabulary import RowCounts
 from foldind.config import ServeSettings
 from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
 from foldind.logs import about
@@ -115,21 +116,30 @@ class Admission:
         sync(path)
         sync(path.parent)
         try:
-            self._check_checkpoint(path, submission_id)
+            common_rows = self._check_checkpoint(path, submission_id)
         except CheckpointRefused as error:
             about(log, submission_id).warning("rejected: %s", error)
             return self._ledger.reject(submission_id, str(error))
-        admitted = self._ledger.enqueue(submission_id, files, content_digest(files))
+        admitted = self._ledger.enqueue(submission_id, files, content_digest(files), common_rows)
         if admitted.id == submission_id:
             about(log, submission_id).info("queued, %d bytes", _total(files))
+            for name, rows in common_rows.items():
+                about(log, submission_id).info(
+                    "%d common rows of %s: it has %d, the base %d", rows.common, name, rows.submission, rows.base
+                )
         else:
             about(log, submission_id).info("withdrawn, submission %s has the same content", admitted.id)
         return admitted
 
-    def _check_checkpoint(self, path: Path, submission_id: str) -> None:
-        partial = self._ledger.get(submission_id).partial
-        checkpoint = open_checkpoint(path, self.limits)
-        check_against_plan(checkpoint, self._plan, ignore=self._settings.ignore, partial=partial)
+    def _check_checkpoint(self, path: Path, submission_id: str) -> dict[str, RowCounts]:
+        submission = self._ledger.get(submission_id)
+        return check_against_plan(
+            open_checkpoint(path, self.limits),
+            self._plan,
+            ignore=self._settings.ignore,
+            partial=submission.partial,
+            vocab=submission.vocab,
+        )
 
 
 def _total(files: Mapping[str, FileDigest]) -> int:

@@ -10,9 +10,9 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
@@ -50,6 +50,8 @@ class Receipt:
     received_at: str
     settled_at: str
     """ISO 8601, UTC."""
+    common_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Tensors of which only the rows were folded that the base has too: how many, and of how many in each."""
 
     @property
     def accepted(self) -> bool:

@@ -89,7 +89,7 @@ class Inbox:
         self._settings = settings
         self._changes = changes
         self._roots: Sequence[Path] = (self._path, *settings.allowed_roots)
-        self._reception = Reception(self._path, self._roots, ledger, copies)
+        self._reception = Reception(self._path, self._roots, ledger, copies, settings.inbox_vocab)
         self._drops: dict[str, _Drop] = {}
         self._stopping = threading.Event()
         self._wake = asyncio.Event()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from foldind.checkpoints.vocabulary import VocabPolicy
+from foldind.documents import common_rows
 from foldind.errors import SourceChanged
 from foldind.intake.admission import MAX_TEXT
 from foldind.intake.copies import Copies
@@ -25,11 +27,12 @@ log = logging.getLogger(__name__)
 class Reception:
     """Hands in drops, and files them; blocks on the disk."""
 
-    def __init__(self, inbox: Path, roots: Sequence[Path], ledger: Ledger, copies: Copies):
+    def __init__(self, inbox: Path, roots: Sequence[Path], ledger: Ledger, copies: Copies, vocab: VocabPolicy):
         self._inbox = inbox
         self._roots = roots
         self._ledger = ledger
         self._copies = copies
+        self._vocab = vocab
         self._filing = Filing(inbox)
 
     def prepare(self) -> None:
@@ -63,7 +66,7 @@ class Reception:
             return submission
 
         name = shown(sight.name if sight.is_folder else sight.name.removesuffix(".safetensors"))[:MAX_TEXT]
-        description = NewSubmission(files={}, name=name, request_id=sight.request_id)
+        description = NewSubmission(files={}, name=name, request_id=sight.request_id, vocab=self._vocab)
         return self._decisive(self._copies.take(ready.sources, self._roots, description, record, before_block)).id
 
     def refuse(self, sight: Sight, reason: str, seen_at: float) -> None:
@@ -111,6 +114,7 @@ class Reception:
             note=note,
             received_at=iso_time(own.created_at),
             settled_at=iso_time(max(own.updated_at, decisive.updated_at)),
+            common_rows=common_rows(decisive),
         )
         target = self._filing.file(sight, receipt)
         about(log, decisive.id).info("%s, %r lies in %s now", decisive.state, sight.name, _place(target))

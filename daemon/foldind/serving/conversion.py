@@ -7,6 +7,7 @@ from foldin.v1 import snapshots_pb2, submissions_pb2
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import InvalidRequest
 from foldind.state.durable import FileDigest
 from foldind.state.records import Event, Submission, SubmissionState, Version, VersionState
@@ -41,6 +42,11 @@ def submission_message(
         created_at=_timestamp(submission.created_at),
         updated_at=_timestamp(submission.updated_at),
         content_digest=submission.content_digest,
+        vocab=_vocab_policy(submission.vocab),
+        common_rows=[
+            submissions_pb2.CommonRows(tensor=name, folded=rows.common, submission=rows.submission, base=rows.base)
+            for name, rows in submission.common_rows.items()
+        ],
         history=[
             submissions_pb2.SubmissionEvent(
                 at=_timestamp(event.at), state=_submission_state(event.state), detail=event.detail
@@ -101,6 +107,15 @@ def submission_states(values: Sequence[int]) -> list[SubmissionState]:
     return [known[value] for value in values]
 
 
+def vocab_policy(value: int) -> VocabPolicy:
+    """Return the policy of a request. Raises InvalidRequest for an unknown one."""
+    known = {submissions_pb2.VocabPolicy.Value(_vocab_policy(policy)): policy for policy in VocabPolicy}
+    known[submissions_pb2.VOCAB_POLICY_UNSPECIFIED] = VocabPolicy.SAME
+    if value not in known:
+        raise InvalidRequest(f"there is no vocab policy {value}", "see the contract for those there are")
+    return known[value]
+
+
 def page(size: int, token: str) -> tuple[int, int]:
     """Return the number that a page starts after, and its size. Raises InvalidRequest for a bad token."""
     if token and not (token.isascii() and token.isdigit() and len(token) < 19):
@@ -122,6 +137,10 @@ def fill_page(messages: Iterable[Listed], size: int) -> tuple[list[Listed], bool
 
 def _submission_state(state: SubmissionState) -> str:
     return f"SUBMISSION_STATE_{state}"
+
+
+def _vocab_policy(policy: VocabPolicy) -> str:
+    return f"VOCAB_POLICY_{policy.name}"
 
 
 def _timestamp(seconds: float) -> Timestamp:

@@ -15,7 +15,14 @@ from foldind.intake.uploads import CHUNK_BYTES, Uploads
 from foldind.logs import about
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
-from foldind.serving.conversion import file_digests, fill_page, page, submission_message, submission_states
+from foldind.serving.conversion import (
+    file_digests,
+    fill_page,
+    page,
+    submission_message,
+    submission_states,
+    vocab_policy,
+)
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Event, Submission
 
@@ -47,6 +54,7 @@ class SubmissionServicer(SubmissionServiceServicer):
                 labels=dict(request.labels),
                 request_id=request.request_id,
                 partial=request.partial,
+                vocab=vocab_policy(request.vocab),
                 forced=request.force,
                 content_digest=content_digest(files),
             )
@@ -85,6 +93,7 @@ class SubmissionServicer(SubmissionServiceServicer):
                 labels=dict(request.labels),
                 request_id=request.request_id,
                 partial=request.partial,
+                vocab=vocab_policy(request.vocab),
                 forced=request.force,
             ),
         )

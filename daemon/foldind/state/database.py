@@ -10,7 +10,15 @@ from typing import Self
 
 from foldind.errors import StateError
 
-FORMAT = 2
+FORMAT = 3
+
+_UPGRADES = {
+    2: (
+        "ALTER TABLE submissions ADD COLUMN vocab TEXT NOT NULL DEFAULT 'same'",
+        "ALTER TABLE submissions ADD COLUMN common_rows TEXT NOT NULL DEFAULT '{}'",
+    )
+}
+"""Format -> what makes the next one of it; what was recorded stays as it is."""
 
 _SCHEMA = """
 CREATE TABLE submissions (
@@ -24,6 +32,8 @@ CREATE TABLE submissions (
   version INTEGER NOT NULL DEFAULT 0,
   files TEXT NOT NULL,               -- JSON object: name -> [size, sha256]
   partial INTEGER NOT NULL,
+  vocab TEXT NOT NULL DEFAULT 'same',
+  common_rows TEXT NOT NULL DEFAULT '{}', -- JSON object: tensor -> [rows in the submission, rows in the base]
   forced INTEGER NOT NULL,
   uploaded INTEGER NOT NULL DEFAULT 1, -- whether its bytes arrive in chunks
   attempts INTEGER NOT NULL DEFAULT 0,
@@ -101,7 +111,14 @@ class Database:
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version={FORMAT}")
-        elif found != FORMAT:
+            return
+        while found in _UPGRADES:
+            with self.transaction() as connection:
+                for statement in _UPGRADES[found]:
+                    connection.execute(statement)
+                found += 1
+                connection.execute(f"PRAGMA user_version={found}")
+        if found != FORMAT:
             raise StateError(
                 f"the ledger {path} has format {found}, and this release reads format {FORMAT}",
                 "run the release that wrote it",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.errors import Conflict, WrongState
 from foldind.state import rows
 from foldind.state.database import Database
@@ -28,6 +29,7 @@ class NewSubmission:
     labels: Mapping[str, str] | None = None
     request_id: str = ""
     partial: bool = False
+    vocab: VocabPolicy = VocabPolicy.SAME
     forced: bool = False
     content_digest: str = ""
     """Empty where the digests are not known yet."""
@@ -59,7 +61,12 @@ class Ledger:
                 # One that is taken by force joins its own broken upload, and nothing else.
                 known = None if new.forced else rows.with_content(connection, new.content_digest, *QUEUED_OR_MERGED)
                 known = known or rows.arriving(
-                    connection, new.content_digest, partial=new.partial, forced=new.forced, uploaded=new.uploaded
+                    connection,
+                    new.content_digest,
+                    partial=new.partial,
+                    vocab=new.vocab,
+                    forced=new.forced,
+                    uploaded=new.uploaded,
                 )
                 if known:
                     rows.record_request(connection, new.request_id, known.id)
@@ -67,8 +74,8 @@ class Ledger:
             now = time.time()
             submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
             connection.execute(
-                "INSERT INTO submissions (id, name, labels, state, files, partial, forced, uploaded, content_digest,"
-                " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO submissions (id, name, labels, state, files, partial, vocab, forced, uploaded,"
+                " content_digest, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     submission_id,
                     new.name,
@@ -76,6 +83,7 @@ class Ledger:
                     RECEIVING,
                     json.dumps(new.files),
                     new.partial,
+                    new.vocab,
                     new.forced,
                     new.uploaded,
                     new.content_digest,
@@ -87,19 +95,32 @@ class Ledger:
             rows.record_event(connection, submission_id, RECEIVING, "")
             return rows.existing(connection, submission_id)
 
-    def enqueue(self, submission_id: str, files: Mapping[str, FileDigest], content_digest: str) -> Submission:
+    def enqueue(
+        self,
+        submission_id: str,
+        files: Mapping[str, FileDigest],
+        content_digest: str,
+        common_rows: Mapping[str, RowCounts] | None = None,
+    ) -> Submission:
         """Queue a RECEIVING submission whose bytes are durable; this is what acknowledges it.
 
-        Returns the earlier submission instead, and withdraws this one, where the same content was queued or merged
-        meanwhile.
+        Args:
+          submission_id: of the submission.
+          files: with their digests.
+          content_digest: made of those.
+          common_rows: the tensors of which only the rows are folded that the base has too.
+
+        Returns:
+          The submission, or the earlier one with the same content that was queued or merged meanwhile; this one is
+          withdrawn then.
         """
         with self._database.transaction() as connection:
             submission = rows.existing(connection, submission_id)
             if submission.state is not RECEIVING:
                 return submission
             connection.execute(
-                "UPDATE submissions SET files = ?, content_digest = ? WHERE id = ?",
-                (json.dumps(files), content_digest, submission_id),
+                "UPDATE submissions SET files = ?, content_digest = ?, common_rows = ? WHERE id = ?",
+                (json.dumps(files), content_digest, json.dumps(common_rows or {}), submission_id),
             )
             if twin := rows.merged_otherwise(connection, submission, content_digest):
                 return twin

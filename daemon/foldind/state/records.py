@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.state.durable import FileDigest
 
 
@@ -63,6 +64,9 @@ class Submission:
     files: Mapping[str, FileDigest]
     """File name -> length and SHA-256 (empty where it is not known yet)."""
     partial: bool
+    vocab: VocabPolicy
+    common_rows: Mapping[str, RowCounts]
+    """Tensors of which only the rows are folded that the base has too; none until they are known."""
     forced: bool
     uploaded: bool
     """Whether its bytes arrive in chunks; else they are copied from the daemon's own file system."""

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Mapping
 
+from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.errors import NotFound
 from foldind.state.durable import FileDigest
 from foldind.state.records import Submission, SubmissionState
@@ -91,15 +92,22 @@ def with_content(connection: sqlite3.Connection, content_digest: str, *states: S
 
 
 def arriving(
-    connection: sqlite3.Connection, content_digest: str, *, partial: bool, forced: bool, uploaded: bool
+    connection: sqlite3.Connection,
+    content_digest: str,
+    *,
+    partial: bool,
+    vocab: VocabPolicy,
+    forced: bool,
+    uploaded: bool,
 ) -> Submission | None:
     """Return the oldest one still arriving of a content that came and was described alike, if there is one."""
     return find_one(
         connection,
-        "content_digest = ? AND state = ? AND partial = ? AND forced >= ? AND uploaded = ?",
+        "content_digest = ? AND state = ? AND partial = ? AND vocab = ? AND forced >= ? AND uploaded = ?",
         content_digest,
         RECEIVING,
         partial,
+        vocab,
         forced,
         uploaded,
     )
@@ -156,6 +164,8 @@ def submission_of(row: sqlite3.Row) -> Submission:
         version=row["version"],
         files=digests(row["files"]),
         partial=bool(row["partial"]),
+        vocab=VocabPolicy(row["vocab"]),
+        common_rows={name: RowCounts(*counts) for name, counts in json.loads(row["common_rows"]).items()},
         forced=bool(row["forced"]),
         uploaded=bool(row["uploaded"]),
         attempts=row["attempts"],

@@ -49,7 +49,7 @@ def accumulate(
     scratch = Path(request.state_folder)
     with ExitStack() as stack:
         old = stack.enter_context(AccumulatedState(Path(request.accumulated))) if request.accumulated else None
-        task_vectors = stack.enter_context(open_task_vectors(plan, base, submission))
+        task_vectors = stack.enter_context(open_task_vectors(plan, base, submission, request.vocab))
         places = list(choose_places(plan, old, task_vectors, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places))
         folding = Folding(rule, task_vectors, old, Path(request.bases), scratch, request.max_rank, parallelism)

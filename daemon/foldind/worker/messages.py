@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.state.durable import FileDigest
 
 
@@ -29,6 +30,8 @@ class FoldRequest:
     """Resident memory in bytes within which as much is done at once as there are processors for."""
     submission: str
     """Folder of the checkpoint handed in."""
+    vocab: VocabPolicy
+    """What is done with a vocabulary of another size than the base's."""
     accumulated: str
     """Folder of the accumulated state to start from; empty before the first merge."""
     bases: str
@@ -173,6 +176,8 @@ def decode(line: bytes) -> Message:
         fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
         for files in ("state_files", "snapshot_files"):
             fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
+    if kind is FoldRequest:
+        fields["vocab"] = VocabPolicy(fields["vocab"])
     if kind is BasisRequest:
         fields["targets"] = tuple(BasisTarget(**entry) for entry in fields["targets"])
     return kind(**fields)

@@ -6,10 +6,13 @@ from types import MappingProxyType
 import torch
 
 from foldind.checkpoints.checkpoint import Checkpoint
+from foldind.checkpoints.common import cut_to_common
 from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.worker.blocks import row_blocks
 from foldind.worker.taskvectors.adapter import Adapter
+from foldind.worker.taskvectors.common import CommonRowsOnly
 from foldind.worker.taskvectors.compressed import CompressedFile
 from foldind.worker.taskvectors.contract import TaskVectors
 from foldind.worker.taskvectors.difference import DifferenceFile
@@ -25,9 +28,13 @@ _FORMS: Mapping[Form, Callable[[Plan, Checkpoint, Checkpoint], TaskVectors]] = M
 )
 
 
-def open_task_vectors(plan: Plan, base: Checkpoint, submission: Checkpoint) -> TaskVectors:
-    """Open a submission that was admitted; a context manager. Raises OSError."""
-    return _FORMS[form_of(submission)](plan, base, submission)
+def open_task_vectors(
+    plan: Plan, base: Checkpoint, submission: Checkpoint, vocab: VocabPolicy = VocabPolicy.SAME
+) -> TaskVectors:
+    """Open a submission that was admitted under this policy; a context manager. Raises OSError."""
+    common = cut_to_common(submission, plan, vocab)
+    opened = _FORMS[form_of(submission)](common.plan, common.cut_base(base), common.submission)
+    return CommonRowsOnly(opened, {name: common.plan.by_name[name] for name in common.rows}) if common.rows else opened
 
 
 def not_finite(task_vectors: TaskVectors, tensors: Iterable[PlannedTensor]) -> list[str]:

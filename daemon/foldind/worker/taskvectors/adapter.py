@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from foldind.checkpoints.adapter import LowRankChange, Shift, read_adapter
+from foldind.checkpoints.adapter import LowRankChange, Shift, Whole, read_adapter
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import Plan, PlannedTensor
@@ -14,12 +14,14 @@ from foldind.checkpoints.tensors import TensorReader
 from foldind.merging.rule import LowRank
 from foldind.worker.blocks import Rows, block_shape
 from foldind.worker.taskvectors.contract import ABSENT, LowRankSource
+from foldind.worker.taskvectors.tied import names_of, read_tied
 
 
 class Adapter:
     """See contract.TaskVectors; zero for tensors that it does not change."""
 
     def __init__(self, plan: Plan, base: Checkpoint, submission: Checkpoint):
+        self._plan = plan
         self._changes = read_adapter(submission, plan, ignore=("*",))  # what it has besides was judged when it came
         self._base_tensors = base.tensors
         self._readers = ExitStack()
@@ -34,25 +36,33 @@ class Adapter:
 
     def low_rank(self, tensor: PlannedTensor) -> LowRankSource | None:
         """Return the factors of a product, ABSENT for what it does not change, else None; see contract.TaskVectors."""
-        change = self._changes.get(tensor.name)
-        if change is None:
+        names = names_of(self._plan, tensor, self._changes)
+        if not names:
             return ABSENT
+        change = self._changes[names[0]]
         if not isinstance(change, LowRankChange) or change.magnitude:
             return None
         return LowRankSource(change.down.shape[0], lambda: self._factors(change, None))
 
     def read(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
         """Return the rows [first, last) of a task vector, or all of it, float32; see contract.TaskVectors."""
-        change = self._changes.get(tensor.name)
-        if change is None:
+        names = names_of(self._plan, tensor, self._changes)
+        if not names:
             return torch.zeros(block_shape(tensor, rows))
+        change = self._changes[names[0]]
         if isinstance(change, LowRankChange):
             assert rows is not None  # it is of a matrix
             return self._with_magnitude(change, tensor, rows) if change.magnitude else self._product(change, rows)
-        values = self._values(change.values, rows)
         if isinstance(change, Shift):
-            return values.mul_(change.scale)
+            return self._values(change.values, rows).mul_(change.scale)
+        values = read_tied(names, lambda name: self._whole(name, rows))
+        assert values is not None
         return values.sub_(self._base_values(tensor, rows))
+
+    def _whole(self, name: str, rows: Rows) -> Tensor:
+        change = self._changes[name]
+        assert isinstance(change, Whole)  # nothing else is admitted of tensors that are tied
+        return self._values(change.values, rows)
 
     def _product(self, change: LowRankChange, rows: tuple[int, int]) -> Tensor:
         factors = self._factors(change, rows)
