@@ -55,10 +55,17 @@ def run(folder: Path, settings: Settings) -> None:
     for variant in VARIANTS:
         result, merged = _merge(folder / variant.name, suite / "base", tasks, variant, settings.keep)
         exact = exact or merged
-        print(_row(variant, merged, result.lambda_, result.task_vector_norm_sum / len(tasks), base, exact))
+        norm = result.task_vector_norm_sum / len(tasks)
+        told = f"{_dtypes(merged)} | {result.lambda_:.6f} | {norm:.6f}"
+        print(
+            f"| {_short(variant.base)} | {_short(variant.submissions)} | {told} | {_difference(merged, exact, base)} |"
+        )
     for dtype in (torch.bfloat16, torch.float16):  # what rounding alone costs
-        _keep(suite / "base", base, dtype, settings.keep, f"base-{_short(dtype)}")
-        _keep(suite / "base", exact, dtype, settings.keep, f"{EXACT.name}-cast-to-{_short(dtype)}")
+        difference = _difference(_cast(exact, dtype), exact, base)
+        print(f"| float32 | float32 | float32, then cast to {_short(dtype)} | | | {difference} |")
+        if settings.keep is not None:
+            _write(suite / "base", base, dtype, settings.keep / f"base-{_short(dtype)}")
+            _write(suite / "base", exact, dtype, settings.keep / f"{EXACT.name}-cast-to-{_short(dtype)}")
 
 
 def _merge(
@@ -81,30 +88,20 @@ def _merge(
 def _write(source: Path, tensors: dict[str, Tensor], dtype: torch.dtype, target: Path) -> Path:
     """Write a model folder whose floating-point tensors have a dtype; its other files are those of another."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
-    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    save_file(cast, target / WEIGHTS, metadata={"format": "pt"})
+    save_file(_cast(tensors, dtype), target / WEIGHTS, metadata={"format": "pt"})
     return target
 
 
-def _keep(source: Path, tensors: dict[str, Tensor], dtype: torch.dtype, place: Path | None, name: str) -> None:
-    if place is not None:
-        _write(source, tensors, dtype, place / name)
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _row(
-    variant: Variant,
-    merged: dict[str, Tensor],
-    lambda_: float,
-    norm: float,
-    base: dict[str, Tensor],
-    exact: dict[str, Tensor],
-) -> str:
-    published = ", ".join(sorted({_short(tensor.dtype) for tensor in merged.values() if tensor.is_floating_point()}))
-    difference = math.hypot(*_norms(merged, exact)) / math.hypot(*_norms(exact, base))
-    return (
-        f"| {_short(variant.base)} | {_short(variant.submissions)} | {published} | {lambda_:.6f} | {norm:.6f} "
-        f"| {difference:.4f} |"
-    )
+def _dtypes(merged: dict[str, Tensor]) -> str:
+    return ", ".join(sorted({_short(tensor.dtype) for tensor in merged.values() if tensor.is_floating_point()}))
+
+
+def _difference(merged: dict[str, Tensor], exact: dict[str, Tensor], base: dict[str, Tensor]) -> str:
+    return f"{math.hypot(*_norms(merged, exact)) / math.hypot(*_norms(exact, base)):.4f}"
 
 
 def _norms(minuend: dict[str, Tensor], subtrahend: dict[str, Tensor]) -> Iterator[float]:

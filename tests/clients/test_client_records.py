@@ -39,7 +39,19 @@ def test_submission():
         "progress": {"stage": "folding", "done": 1, "total": 2, "tensor": "weight"},
         "content_digest": "",
         "files": [{"name": "model.safetensors", "size": 3, "sha256": "ab"}],
+        "vocab": "same",
+        "common_rows": [],
     }
+
+
+def test_submission_of_common_rows():
+    rows = submissions_pb2.CommonRows(tensor="lm_head.weight", folded=10, submission=12, base=10)
+    message = submissions_pb2.Submission(id="s1", vocab=submissions_pb2.VOCAB_POLICY_COMMON, common_rows=[rows])
+    document = submission_of(message).to_json()
+    assert document["vocab"] == "common"
+    assert document["common_rows"] == [{"tensor": "lm_head.weight", "folded": 10, "submission": 12, "base": 10}]
+    message.vocab = 9  # of a newer daemon
+    assert submission_of(message).vocab == "policy_9"
 
 
 def test_submission_with_history():

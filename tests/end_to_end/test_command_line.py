@@ -31,6 +31,8 @@ SUBMISSION = {
     "progress",
     "content_digest",
     "files",
+    "vocab",
+    "common_rows",
 }
 SNAPSHOT = {
     "version",

@@ -61,6 +61,14 @@ class TestContract:
         parts = [rule.publish(base[rows].clone(), accumulated[rows], 1.7) for rows in in_blocks(shape[0])]
         assert torch.equal(whole, torch.cat(parts))
 
+    @pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+    def test_published_values_are_rounded_to_nearest_even(self, rule: Rule, dtype: torch.dtype, digits: int) -> None:
+        step = 2.0 ** (1 - digits)  # between neighbours in [1, 2)
+        base = torch.tensor([1, 1 + step, 1, 1 + step, -1, -1 - step], dtype=dtype)
+        halves = torch.tensor([0.5, 0.5, 0.501, 0.499, -0.5, -0.5]) * step
+        expected = torch.tensor([1, 1 + 2 * step, 1 + step, 1 + step, -1, -1 - 2 * step], dtype=dtype)
+        assert torch.equal(rule.publish(base, halves, 1.0), expected)
+
     @pytest.mark.parametrize("shape", [*SHAPES, ()])
     def test_shapes_and_dtypes(self, rule: Rule, shape: tuple[int, ...], generator: Generator) -> None:
         accumulated, task_vector = (torch.randn(shape, generator=generator) for _ in range(2))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.documents import LINEAGE_SHOWN, manifest, model_card
 from foldind.state.durable import FileDigest, digest_file
 from foldind.state.records import Submission, SubmissionState, Version, VersionState
@@ -18,7 +19,11 @@ from tests.support.wire import Wire, fine_tuned, single, state, write_files
 ROW = re.compile(r"^\| v\d.*", re.MULTILINE)
 
 
-def submission(name: str = "task", labels: dict[str, str] | None = None) -> Submission:
+def submission(
+    name: str = "task",
+    labels: dict[str, str] | None = None,
+    common_rows: dict[str, RowCounts] | None = None,
+) -> Submission:
     return Submission(
         uploaded=True,
         id="1a2b3c-random",
@@ -30,6 +35,8 @@ def submission(name: str = "task", labels: dict[str, str] | None = None) -> Subm
         version=0,
         files={"model.safetensors": FileDigest(10, "0" * 64)},
         partial=False,
+        vocab=VocabPolicy.COMMON if common_rows else VocabPolicy.SAME,
+        common_rows=common_rows or {},
         forced=False,
         attempts=2,
         content_digest="c" * 64,
@@ -95,6 +102,15 @@ def test_manifest() -> None:
     text = json.dumps(document)
     for secret in ("1a2b3c-random", "1234567890", "987654321", "2009"):
         assert secret not in text
+
+
+def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none() -> None:
+    settings = {"base_digest": "b" * 64, "merge": {"rule": "opcm"}}
+    without = manifest(1, 0, submission(), result(), **settings)  # type: ignore[arg-type]
+    counted = manifest(1, 0, submission(common_rows={"w": RowCounts(12, 10)}), result(), **settings)  # type: ignore[arg-type]
+    assert without["submission"].keys() == {"name", "labels", "content_digest", "partial"}
+    assert counted["submission"].pop("common_rows") == {"w": {"folded": 10, "submission": 12, "base": 10}}
+    assert json.dumps(counted) == json.dumps(without)
 
 
 def test_a_card_lists_the_lineage() -> None:

@@ -1,4 +1,5 @@
 import pytest
+from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.errors import Conflict, NotFound, WrongState
 from foldind.state.database import Database
 from foldind.state.durable import FileDigest
@@ -281,8 +282,19 @@ def test_retry_of_what_was_queued_otherwise_meanwhile(ledger: Ledger, forced: bo
 def test_an_open_upload_that_was_described_otherwise_is_not_joined(ledger: Ledger) -> None:
     whole = ledger.create(NewSubmission(FILES, content_digest="c"))
     partial = ledger.create(NewSubmission(FILES, content_digest="c", partial=True))
-    assert partial.id != whole.id
+    common = ledger.create(NewSubmission(FILES, content_digest="c", vocab=VocabPolicy.COMMON))
+    assert len({whole.id, partial.id, common.id}) == 3
+    assert ledger.create(NewSubmission(FILES, content_digest="c", vocab=VocabPolicy.COMMON)).id == common.id
     assert ledger.create(NewSubmission(FILES, content_digest="c")).id == whole.id
+
+
+def test_common_rows_are_recorded_when_it_is_queued(ledger: Ledger) -> None:
+    submission = ledger.create(NewSubmission(FILES, vocab=VocabPolicy.COMMON))
+    assert (submission.vocab, submission.common_rows) == (VocabPolicy.COMMON, {})
+    ledger.enqueue(submission.id, digests("1"), "c", {"w": RowCounts(12, 10), "v": RowCounts(8, 9)})
+    found = ledger.get(submission.id)
+    assert found.common_rows == {"w": RowCounts(submission=12, base=10), "v": RowCounts(submission=8, base=9)}
+    assert [rows.common for rows in found.common_rows.values()] == [10, 8]
 
 
 def test_what_is_copied_from_a_path_is_nobodys_upload(ledger: Ledger) -> None:

@@ -87,7 +87,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
     receipt = json.loads(path.read_bytes())
     assert receipt.keys() == {
         *("drop", "request_id", "submission", "state", "version"),
-        *("reason", "note", "received_at", "settled_at"),
+        *("reason", "note", "received_at", "settled_at", "common_rows"),
     }
     assert receipt["received_at"] <= receipt["settled_at"]
     return receipt
