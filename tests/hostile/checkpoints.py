@@ -110,7 +110,7 @@ ATTACKS: Mapping[str, tuple[Callable[[Tensors], Files], str]] = {
     ),
     "fewer rows": (
         changed(lambda tensors: tensors | {"embeddings.word_embeddings.weight": torch.ones(39, 24)}),
-        "if the vocabulary was cut",
+        "--vocab common",
     ),
     "more tensors": (changed(lambda tensors: tensors | {"extra.weight": torch.ones(2)}), "lacks: extra.weight"),
     "fewer tensors": (
