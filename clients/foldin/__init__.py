@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from foldin.errors import ServerUnavailable as ServerUnavailable
     from foldin.models import File as File
     from foldin.models import Progress as Progress
+    from foldin.models import PulledAdapter as PulledAdapter
     from foldin.models import Rollback as Rollback
     from foldin.models import Snapshot as Snapshot
     from foldin.models import Submission as Submission
@@ -50,6 +51,7 @@ _HOME = {
     "ServerUnavailable": "errors",
     "File": "models",
     "Progress": "models",
+    "PulledAdapter": "models",
     "Rollback": "models",
     "Snapshot": "models",
     "Submission": "models",
