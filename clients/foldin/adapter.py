@@ -57,6 +57,8 @@ def cut_to_rank(folder: Path, rank: int) -> None:
 def _cut_weights(source: Path, target: Path, published: int, rank: int) -> None:
     with source.open("rb") as opened, target.open("wb") as out:
         length = int.from_bytes(opened.read(8), "little")
+        if length > source.stat().st_size:
+            raise ValueError("its header is not whole")
         header = json.loads(opened.read(length))
         cut_header = {"__metadata__": header.pop("__metadata__", {})}
         end = 0

@@ -40,8 +40,8 @@ def adapter_files(snapshot: Snapshot) -> Files:
     """Return what a snapshot has of an adapter. Raises NotFound."""
     if not snapshot.has_adapter:
         raise NotFound(
-            f"v{snapshot.version} was published without an adapter. Versions have one from then on if the daemon is told "
-            "so: foldind serve --publish model --publish adapter"
+            f"v{snapshot.version} was published without an adapter. The daemon publishes both from then on if it is "
+            "started so: foldind serve --publish model --publish adapter"
         )
     files = {file.name.removeprefix(ADAPTER_FOLDER): file for file in snapshot.files if "/" in file.name}
     return files | {file.name: file for file in snapshot.files if file.name == MANIFEST}
