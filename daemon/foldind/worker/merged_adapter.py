@@ -27,6 +27,7 @@ from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 from foldind.worker.blocks import BLOCK_ELEMENTS, row_blocks
 from foldind.worker.messages import AdapterStatistics, FoldRequest, Progress, Report
 from foldind.worker.ordered import Parallelism, ordered_map
+from foldind.worker.publish import require_in_range
 
 
 def publish_adapter(
@@ -44,6 +45,7 @@ def publish_adapter(
     rank below it: the factors are in the order of the singular values.
 
     Raises:
+      CheckpointRefused: a tensor that goes in whole would leave the range of its dtype.
       OSError: a disk is full or failing.
     """
     folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
@@ -154,6 +156,7 @@ class _AdapterStep:
         if isinstance(entry, Whole):
             accumulated = self._state.read(name, None)
             merged = self._rule.publish(self._reader.read(self._base_tensors[name]), accumulated, self._lambda)
+            require_in_range(merged, name)
             return _Part((merged,), whole_squared=frobenius_norm(accumulated) ** 2)
         left, singular_values, right = self._leading_part(name)
         room = self._rank - len(singular_values)
