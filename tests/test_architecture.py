@@ -37,6 +37,7 @@ WITH_TORCH = (
     "worker.fold",
     "worker.folding",
     "worker.large",
+    "worker.merged_adapter",
     "worker.ordered",
     "worker.prepare",
     "worker.publish",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from foldin.models import CommonRows as CommonRows
     from foldin.models import File as File
     from foldin.models import Progress as Progress
+    from foldin.models import PulledAdapter as PulledAdapter
     from foldin.models import Rollback as Rollback
     from foldin.models import Snapshot as Snapshot
     from foldin.models import Submission as Submission
@@ -53,6 +54,7 @@ _HOME = {
     "CommonRows": "models",
     "File": "models",
     "Progress": "models",
+    "PulledAdapter": "models",
     "Rollback": "models",
     "Snapshot": "models",
     "Submission": "models",

@@ -2,17 +2,19 @@
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from foldin import following
+from foldin.adapter import cut_to_rank, read_statistics
 from foldin.checkpoint import find_checkpoint
 from foldin.connection import WHOLE_CHECKPOINT, Connection
 from foldin.decoding import snapshot_of, submission_of, vocab_in_contract
-from foldin.download import pull
+from foldin.download import adapter_files, pull
 from foldin.errors import InvalidArgument
-from foldin.models import Progress, Rollback, Snapshot, Submission, SubmissionState, VocabPolicy
+from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission, SubmissionState, VocabPolicy
 from foldin.preparation import prepared
 from foldin.recipe import read_recipe
 from foldin.upload import Terms, upload
@@ -213,6 +215,31 @@ class Client:
           DataLoss: a file arrived altered twice.
         """
         return pull(self._connection, ref, Path(to), on_progress or _ignore)
+
+    def pull_adapter(
+        self, ref: str = "latest", *, to: str | Path, rank: int | None = None, on_progress: OnProgress | None = None
+    ) -> PulledAdapter:
+        """Bring a snapshot into a folder as a PEFT adapter of the base, which the daemon has to publish; as `pull`.
+
+        Args:
+          ref: version ("v12") or alias.
+          to: a folder that does not exist, is empty, or was pulled before.
+          rank: the highest that it may have: of each matrix, the best approximation of that rank; None: as published.
+          on_progress: told of `verifying` and `downloading` in bytes.
+
+        Raises:
+          NotFound: no such version or alias, or it has no adapter.
+          InvalidArgument: rank is below 1.
+          PullError, DataLoss: as `pull`.
+        """
+        if rank is not None and rank < 1:
+            raise InvalidArgument(f"rank is {rank}: it has to be at least 1.")
+        finish = None if rank is None else partial(cut_to_rank, rank=rank)
+        snapshot = pull(self._connection, ref, Path(to), on_progress or _ignore, adapter_files, finish)
+        published = read_statistics(Path(to))
+        kept = min(rank or published["rank"], published["rank"])
+        retained = published["retained"][kept - 1]
+        return PulledAdapter(snapshot, kept, published["rank"], retained, tuple(published["left_out"]))
 
     def watch_snapshots(self, alias: str = "latest") -> Iterator[Snapshot]:
         """Yield the snapshot an alias names, if there is one, and then each one it moves to, without end."""

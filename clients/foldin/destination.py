@@ -8,13 +8,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from foldin.errors import PullError
-from foldin.models import Snapshot
 
 MANIFEST = "foldin.json"
 
@@ -24,14 +23,15 @@ class Destination:
 
     Args:
       folder: the folder; a link is followed and stays a link.
-      snapshot: what is to be there.
+      version: number of the version.
+      names: of the files that are to be there.
     """
 
-    def __init__(self, folder: Path, snapshot: Snapshot) -> None:
+    def __init__(self, folder: Path, version: int, names: Collection[str]) -> None:
         self.folder = Path(os.path.realpath(folder.expanduser()))
-        self._names = {file.name for file in snapshot.files}
-        self._partial = self._beside(f"v{snapshot.version}.partial")
-        self._replaced = self._beside(f"v{snapshot.version}.replaced")
+        self._names = set(names)
+        self._partial = self._beside(f"v{version}.partial")
+        self._replaced = self._beside(f"v{version}.replaced")
 
     def _beside(self, ending: str) -> Path:
         return self.folder.parent / f".{self.folder.name}.{ending}"

@@ -7,48 +7,83 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from foldin.checkpoint import is_plain
 from foldin.connection import Connection, is_outage
 from foldin.decoding import snapshot_of
-from foldin.destination import Destination
+from foldin.destination import MANIFEST, Destination
 from foldin.errors import DataLoss, FoldinError, NotFound, PullError, ServerUnavailable
 from foldin.hashing import READ_SIZE, digest_file
-from foldin.models import File, Progress, Snapshot
+from foldin.models import ADAPTER_FOLDER, File, Progress, Snapshot
 from foldin.tally import Tally
 from foldin.v1 import snapshots_pb2 as pb
 
 MOST_FETCHES = 2  # of one file whose bytes arrive altered
 
 
-def pull(connection: Connection, ref: str, to: Path, on_progress: Callable[[Progress], None]) -> Snapshot:
+Files = Mapping[str, File]
+"""Name in the folder -> file of the snapshot."""
+
+
+def model_files(snapshot: Snapshot) -> Files:
+    """Return what a snapshot has of a whole model. Raises NotFound."""
+    files = {file.name: file for file in snapshot.files if "/" not in file.name}
+    if not any(name.endswith(".safetensors") for name in files):
+        raise NotFound(f"v{snapshot.version} was published as an adapter only: pull it with --as adapter.")
+    return files
+
+
+def adapter_files(snapshot: Snapshot) -> Files:
+    """Return what a snapshot has of an adapter. Raises NotFound."""
+    if not snapshot.has_adapter:
+        raise NotFound(
+            f"v{snapshot.version} was published without an adapter. The daemon publishes both from then on if it is "
+            "started so: foldind serve --publish model --publish adapter"
+        )
+    files = {file.name.removeprefix(ADAPTER_FOLDER): file for file in snapshot.files if "/" in file.name}
+    return files | {file.name: file for file in snapshot.files if file.name == MANIFEST}
+
+
+def pull(
+    connection: Connection,
+    ref: str,
+    to: Path,
+    on_progress: Callable[[Progress], None],
+    choose: Callable[[Snapshot], Files] = model_files,
+    finish: Callable[[Path], None] | None = None,
+) -> Snapshot:
     """Bring one version of the merged model into the folder `to` and return which one it is.
 
     Args:
       ref: version or alias; resolved once, so that all files come from one version.
       to: a folder that does not exist, is empty, or was pulled before.
       on_progress: told of `verifying` and `downloading`, in bytes.
+      choose: which of its files are wanted.
+      finish: called with the folder of verified files before it goes where it is wanted; None: nothing is changed.
 
     Raises:
-      NotFound: no such version or alias, or it is no longer kept.
+      NotFound: no such version or alias, or it is no longer kept, or has no such files.
       PullError: `to` is something else, or the disk is full.
       DataLoss: a file arrived altered twice.
     """
     snapshot = snapshot_of(connection.call(connection.snapshots.Get, pb.GetSnapshotRequest(ref=ref)))
     _require_sound(snapshot)
-    destination = Destination(to, snapshot)
+    files = choose(snapshot)
+    destination = Destination(to, snapshot.version, files)
     try:
         destination.require_usable()
-        if _is_complete(destination.folder, snapshot, on_progress):
+        if not finish and _is_complete(destination.folder, files, on_progress):
             return snapshot
         with destination.partial() as folder:
-            _require_space(folder, snapshot)
-            tally = Tally("downloading", snapshot.size, on_progress)
-            for file in snapshot.files:
-                _fetch(connection, snapshot.version, file, folder / file.name, tally)
+            _require_space(folder, snapshot.version, files)
+            tally = Tally("downloading", _size(files), on_progress)
+            for name, file in files.items():
+                _fetch(connection, snapshot.version, file, folder / name, tally)
+            if finish:
+                finish(folder)
             destination.replace(folder)
     except OSError as error:
         raise PullError(f"cannot write {error.filename or destination.folder}: {error.strerror or error}.") from None
@@ -59,7 +94,11 @@ def _require_sound(snapshot: Snapshot) -> None:
     if not snapshot.files:
         raise NotFound(f"v{snapshot.version} is {snapshot.state}: its files are no longer kept. Pull a newer version.")
     names = [file.name for file in snapshot.files]
-    unsound = [file.name for file in snapshot.files if not (is_plain(file.name) and _is_sha256(file.sha256))]
+    unsound = [
+        file.name
+        for file in snapshot.files
+        if not (is_plain(file.name.removeprefix(ADAPTER_FOLDER)) and _is_sha256(file.sha256))
+    ]
     if unsound or len(set(names)) != len(names):
         raise PullError(f"the daemon names files that cannot be written safely: {(unsound or names)[0]!r}.")
 
@@ -68,24 +107,28 @@ def _is_sha256(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
-def _is_complete(folder: Path, snapshot: Snapshot, on_progress: Callable[[Progress], None]) -> bool:
-    for file in snapshot.files:
-        path = folder / file.name
+def _size(files: Files) -> int:
+    return sum(file.size for file in files.values())
+
+
+def _is_complete(folder: Path, files: Files, on_progress: Callable[[Progress], None]) -> bool:
+    for name, file in files.items():
+        path = folder / name
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-    tally = Tally("verifying", snapshot.size, on_progress)
-    for file in snapshot.files:
-        if digest_file(folder / file.name, partial(tally.add, file.name)).sha256 != file.sha256:
+    tally = Tally("verifying", _size(files), on_progress)
+    for name, file in files.items():
+        if digest_file(folder / name, partial(tally.add, name)).sha256 != file.sha256:
             return False
     return True
 
 
-def _require_space(folder: Path, snapshot: Snapshot) -> None:
-    needed = snapshot.size - sum(path.stat().st_size for path in folder.iterdir())
+def _require_space(folder: Path, version: int, files: Files) -> None:
+    needed = _size(files) - sum(path.stat().st_size for path in folder.iterdir())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise PullError(
-            f"v{snapshot.version} needs {needed / 1e9:.1f} GB more, but {folder.parent} has {free / 1e9:.1f} GB free: "
+            f"v{version} needs {needed / 1e9:.1f} GB more, but {folder.parent} has {free / 1e9:.1f} GB free: "
             "make room, or pull to another disk. What is there already is kept."
         )
 

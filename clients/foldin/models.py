@@ -18,6 +18,9 @@ class SubmissionState(StrEnum):
     WITHDRAWN = "WITHDRAWN"
 
 
+ADAPTER_FOLDER = "adapter/"
+"""What the names of a snapshot's files begin with that are its adapter."""
+
 REFUSED_STATES = frozenset({SubmissionState.REJECTED, SubmissionState.QUARANTINED, SubmissionState.WITHDRAWN})
 
 
@@ -56,7 +59,7 @@ class File:
     """One file of a checkpoint or of a snapshot.
 
     Attributes:
-      name: plain file name.
+      name: file name; of a snapshot's adapter with a folder before it.
       size: bytes.
       sha256: lower-case hexadecimal; empty where it is not known yet.
     """
@@ -202,7 +205,7 @@ class Snapshot:
       task_vector_norm: norm of the newest task vector.
       rule: the merge rule that made it.
       merge_seconds: from the start of the fold to the commit.
-      files: the files of the model folder; empty once pruned.
+      files: the files of the model folder, and those of its adapter; empty once pruned.
     """
 
     version: int
@@ -226,6 +229,11 @@ class Snapshot:
         """Bytes of all its files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it was published as an adapter too, or only."""
+        return any(file.name.startswith(ADAPTER_FOLDER) for file in self.files)
+
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types."""
         return {
@@ -244,6 +252,35 @@ class Snapshot:
             "rule": self.rule,
             "merge_seconds": self.merge_seconds,
             "files": [file.to_json() for file in self.files],
+        }
+
+
+@dataclass(frozen=True)
+class PulledAdapter:
+    """A snapshot that was pulled as a PEFT adapter.
+
+    Attributes:
+      snapshot: the snapshot.
+      rank: of the adapter in the folder.
+      published_rank: of the one that the daemon has.
+      retained: share of the squared norm of the merged update that the one in the folder holds.
+      left_out: tensors of the merged update that PEFT has no place for.
+    """
+
+    snapshot: Snapshot
+    rank: int
+    published_rank: int
+    retained: float
+    left_out: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {
+            "snapshot": self.snapshot.to_json(),
+            "rank": self.rank,
+            "published_rank": self.published_rank,
+            "retained": self.retained,
+            "left_out": list(self.left_out),
         }
 
 

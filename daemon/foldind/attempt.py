@@ -9,15 +9,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from foldind.config import Configuration
-from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.config import Configuration, ServeSettings
+from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
 from foldind.logs import about
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
 from foldind.state.records import Submission, Version, VersionState
 from foldind.state.recovery import point_latest
-from foldind.state.snapshots import complete_snapshot
+from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
 from foldind.worker.messages import FoldRequest, FoldResult
 
@@ -66,9 +66,9 @@ def begin(submission: Submission, folder: StateFolder, configuration: Configurat
 
 
 def fold_request(
-    attempt: Attempt, folder: StateFolder, configuration: Configuration, memory_budget: int
+    attempt: Attempt, folder: StateFolder, configuration: Configuration, settings: ServeSettings
 ) -> FoldRequest:
-    """Return what the worker is asked; `memory_budget` in bytes."""
+    """Return what the worker is asked."""
     merge, head = configuration.merge, attempt.head
     return FoldRequest(
         base=str(folder.base),
@@ -78,7 +78,7 @@ def fold_request(
         backend=merge.backend,
         threads=merge.threads,
         max_rank=merge.max_rank,
-        memory_budget=memory_budget,
+        memory_budget=settings.memory_budget,
         submission=str(folder.submission(attempt.submission.id)),
         vocab=attempt.submission.vocab,
         accumulated=str(folder.accumulated(head.version)) if head else "",
@@ -88,6 +88,8 @@ def fold_request(
         accumulated_norm=head.accumulated_norm if head else 0.0,
         state_folder=str(attempt.state_folder),
         snapshot_folder=str(attempt.snapshot_folder),
+        publish=settings.publish,
+        adapter_rank=settings.adapter_rank,
     )
 
 
@@ -98,9 +100,11 @@ def commit(
     merge, submission = configuration.merge, attempt.submission
     parent = attempt.head.version if attempt.head else 0
     ancestors = versions.lineage(parent, LINEAGE_SHOWN) if parent else []
+    has_model = any("/" not in name for name in result.snapshot_files)
     files = complete_snapshot(
         attempt.snapshot_folder,
-        folder.base,
+        companion_files(folder.base) if has_model else (),
+        cards=model_cards(attempt.number, submission, result, ancestors, merge.rule),
         manifest=manifest(
             attempt.number,
             parent,
@@ -109,7 +113,6 @@ def commit(
             base_digest=configuration.base_digest,
             merge=merge.model_dump(mode="json"),
         ),
-        model_card=model_card(attempt.number, submission, result, ancestors, merge.rule),
         tensor_files=result.snapshot_files,
     )
     seal(attempt.state_folder, folder.accumulated(attempt.number))
@@ -150,3 +153,12 @@ def log_merged(attempt: Attempt, result: FoldResult) -> None:
     if result.dropped > NOTICED_DROP:
         share = 100 * result.dropped
         submission_log.warning("max_rank dropped %.1f %% of the accumulated update of v%d", share, attempt.number)
+    if adapter := result.adapter:
+        left_out = f", without {', '.join(adapter.left_out[:3])}" if adapter.left_out else ""
+        submission_log.info(
+            "the adapter of v%d has rank %d and %.1f %% of the update's energy%s",
+            attempt.number,
+            adapter.rank,
+            100 * adapter.retained[-1],
+            left_out,
+        )

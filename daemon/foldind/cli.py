@@ -169,6 +169,16 @@ def serve(
             "moved to `accepted` or `rejected` in it, beside a receipt."
         ),
     ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What new versions are published as: `model`, or `adapter`, a PEFT LoRA adapter of the merged "
+            "update; may be repeated, for both. [model]"
+        ),
+    ] = None,
+    adapter_rank: Annotated[
+        int | None, typer.Option(help="Highest rank of the adapter; 0: as high as the update needs. [64]")
+    ] = None,
     keep_snapshots: Annotated[
         int | None, typer.Option(help="Newest snapshots that are kept, besides those an alias names. [10]")
     ] = None,
@@ -198,6 +208,8 @@ def serve(
             ignore=ignore or None,
             allowed_roots=allowed_root or None,
             inbox=inbox,
+            publish=publish or None,
+            adapter_rank=adapter_rank,
             keep_snapshots=keep_snapshots,
             lease=lease,
             shutdown_grace=shutdown_grace,

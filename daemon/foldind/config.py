@@ -43,6 +43,10 @@ AddressOrNone = Annotated[str, AfterValidator(lambda address: address and _check
 """HOST:PORT, or empty."""
 
 
+Form = Literal["model", "adapter"]
+"""What a snapshot can be published as."""
+
+
 class MergeSettings(BaseModel):
     """What decides the bytes of a merge."""
 
@@ -77,6 +81,8 @@ class ServeSettings(BaseSettings):
     inbox_stale: Seconds = 600
     inbox_poll: Annotated[float, Field(gt=0)] = 10
     inbox_vocab: VocabPolicy = VocabPolicy.SAME
+    publish: Annotated[tuple[Form, ...], Field(min_length=1)] = ("model",)
+    adapter_rank: int = Field(64, ge=0)
     keep_snapshots: int = Field(10, ge=1)
     keep_bases: bool = True
     memory_budget: ByteSize = Field(ByteSize(2 * 1024**3), gt=0)
@@ -182,6 +188,8 @@ threads = {merge.threads}  # per matrix product; with one, every processor has a
 # inbox_stale = 600  # seconds without a change after which an incomplete drop is refused
 # inbox_poll = 10  # seconds between looks where no event calls for one
 # inbox_vocab = "same"  # or "common": of drops with another vocabulary, fold the rows that the base has too
+# publish = ["model"]  # what a version is published as: a whole model, a PEFT "adapter" of the merged update, or both
+# adapter_rank = 64  # highest rank of the adapter; 0: as high as the update needs
 # keep_snapshots = 10  # besides those that an alias names
 # keep_bases = true  # between merges, compute what the next one needs; takes up to twice the state's disk space
 # memory_budget = "2GiB"  # resident memory of the worker within which it does as much at once as there are processors

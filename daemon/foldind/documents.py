@@ -1,10 +1,12 @@
-"""What a snapshot says of itself: its manifest and its model card."""
+"""What a snapshot says of itself: its manifest and its model cards."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from foldind.state.records import Submission, Version
-from foldind.worker.messages import FoldResult
+from foldind.state.snapshots import ADAPTER_FOLDER, MODEL_CARD
+from foldind.worker.messages import AdapterStatistics, FoldResult
 
 LINEAGE_SHOWN = 50
 
@@ -28,6 +30,7 @@ def manifest(
       base_digest: of the base.
       merge: the settings that decide the bytes of a merge.
     """
+    adapter = result.adapter
     return {
         "format": 1,
         "version": version,
@@ -47,6 +50,7 @@ def manifest(
         "task_vector_norm": result.task_vector_norm,
         "dropped": result.dropped,
         "mean_task_vector_norm": result.task_vector_norm_sum / result.submissions,
+        **({"adapter": asdict(adapter)} if adapter else {}),
         "tensors": {
             tensor.name: {
                 "treatment": tensor.treatment,
@@ -68,10 +72,10 @@ def common_rows(submission: Submission) -> dict[str, dict[str, int]]:
     }
 
 
-def model_card(
+def model_cards(
     version: int, submission: Submission, result: FoldResult, ancestors: Sequence[Version], rule: str
-) -> str:
-    """Return the README.md of a version.
+) -> dict[str, str]:
+    """Return the model cards of a version: name of the file -> text.
 
     Args:
       version: number of the version.
@@ -84,7 +88,8 @@ def model_card(
     lineage = "\n".join(f"| v{number} | {_cell(name)} |" for number, name in rows[:LINEAGE_SHOWN])
     left_out = result.submissions - min(len(rows), LINEAGE_SHOWN)
     more = f"\n\n{left_out} older ones are not listed." if left_out else ""
-    return f"""\
+    checkpoints = f"{result.submissions} fine-tuned checkpoint{'s' if result.submissions > 1 else ''}"
+    card = f"""\
 ---
 tags:
 - model-merging
@@ -93,7 +98,7 @@ tags:
 
 # Merged model v{version}
 
-The base with {result.submissions} fine-tuned checkpoint{"s" if result.submissions > 1 else ""} folded into it, one
+The base with {checkpoints} folded into it, one
 after the other, by Foldin with the merge rule `{rule}` (lambda {result.lambda_:.6f}). `foldin.json` has the figures of
 every tensor and the digest of every file.
 
@@ -101,6 +106,41 @@ every tensor and the digest of every file.
 |---|---|
 {lineage}{more}
 """
+    if result.adapter is None:
+        return {MODEL_CARD: card}
+    card += f"\nA PEFT adapter of the merged update is in `{ADAPTER_FOLDER}/`.\n"
+    return {MODEL_CARD: card, f"{ADAPTER_FOLDER}/{MODEL_CARD}": _adapter_card(version, checkpoints, result.adapter)}
+
+
+def _adapter_card(version: int, checkpoints: str, adapter: AdapterStatistics) -> str:
+    ranks = sorted({2**power for power in range(adapter.rank.bit_length()) if 2**power < adapter.rank} | {adapter.rank})
+    rows = "\n".join(f"| {rank} | {_percent(adapter.retained[rank - 1])} |" for rank in ranks)
+    missing = ", ".join(f"`{name}`" for name in adapter.left_out[:20])
+    more = f" and {len(adapter.left_out) - 20} more" if len(adapter.left_out) > 20 else ""
+    left_out = f"\nNot in it, for PEFT has no place for them: {missing}{more}.\n" if missing else ""
+    return f"""\
+---
+library_name: peft
+tags:
+- lora
+- model-merging
+- foldin
+---
+
+# Merged model v{version}, as an adapter
+
+What {checkpoints}, folded one after the other by Foldin, change in the base. The factors of each
+matrix are in the order of its singular values, so that their first columns and rows are the best approximation of any
+lower rank; the rank of this copy is in `adapter_config.json`.
+
+| rank | share of the merged update's energy (squared norm) |
+|---|---|
+{rows}
+{left_out}"""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def _cell(text: str) -> str:

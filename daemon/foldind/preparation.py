@@ -46,7 +46,7 @@ class Preparation:
         self._kept = KeptBases(folder.bases)
         self._matrices = {matrix.basis_file: matrix for matrix in projected_matrices(plan)}
         self._memory_budget = settings.memory_budget
-        self._merge_bytes = plan.merge_bytes + RESERVED_BYTES
+        self._merge_bytes = plan.merge_bytes(settings.publish, settings.adapter_rank) + RESERVED_BYTES
         self._key = ""
         self._missing: list[str] = []
 

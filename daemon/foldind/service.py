@@ -229,10 +229,10 @@ class MergeService:
         submission_log = about(log, submission.id)
         name = f"{submission.name!r} " if submission.name else ""
         submission_log.info("folding %sinto v%d", name, attempt.number)
-        request = fold_request(attempt, self._folder, self._configuration, self._settings.memory_budget)
+        request = fold_request(attempt, self._folder, self._configuration, self._settings)
 
         def report(progress: Progress) -> None:
-            if progress.stage == "publishing":
+            if progress.stage != "folding":
                 stages.begin("publish")
             self._report(submission.id, progress)
 

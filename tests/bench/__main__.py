@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 
 from tests.bench import (
+    adapter_ranks,
+    adapter_stream,
     adapters,
     compression,
     constant_memory,
@@ -25,6 +27,8 @@ BENCHMARKS = {
     "many_folds": many_folds.run,
     "sizes": sizes.run,
     "adapters": adapters.run,
+    "adapter_stream": adapter_stream.run,
+    "adapter_ranks": adapter_ranks.run,
     "compression": compression.run,
     "half_precision": half_precision.run,
     "profile": profile.run,
@@ -34,14 +38,14 @@ BENCHMARKS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", nargs="*", metavar="NAME", help="which ones; all where none is named")
-    parser.add_argument("--folder", type=Path, help="where to work; needs about 20 GB")
+    parser.add_argument("--folder", type=Path, help="where to work; needs about 30 GB")
     parser.add_argument("--fusionbench", type=Path, help="a Python that has fusion-bench, to compare with")
     parser.add_argument("--mergekit", type=Path, help="a Python that has mergekit, to compare with")
-    parser.add_argument("--suite", type=Path, help="real fine-tuned models, base/ and tasks/<name>/, to merge")
+    parser.add_argument("--suite", type=Path, help="real fine-tuned models, base/ and tasks/<name>/")
     parser.add_argument(
         "--order", default="", help="of its tasks, with commas; that of their names where none is given"
     )
-    parser.add_argument("--keep", type=Path, help="where the models merged of a suite are left, to score them")
+    parser.add_argument("--keep", type=Path, help="where merged models are left, to score them")
     arguments = parser.parse_args()
     order = tuple(arguments.order.split(",")) if arguments.order else ()
     settings = Settings(arguments.fusionbench, arguments.mergekit, arguments.suite, order, arguments.keep)

@@ -28,24 +28,33 @@ def run(folder: Path, settings: Settings) -> None:
     base = llama.write(folder / "base", llama.SIZES[SIZE])
     plan = make_plan(open_checkpoint(base))
     (folder / "plan.json").write_text(plan.to_json())
-    adapters = [_write_adapter(folder / f"adapter-{seed}", plan, seed) for seed in (1, 2)]
-    whole = _write_whole(folder / "whole", base, plan, seed=2)
+    adapters = [write_adapter(folder / f"adapter-{seed}", plan, seed) for seed in (1, 2)]
+    whole = write_whole(folder / "whole", base, plan, seed=2)
     worker = Worker()
     first = fold(worker, folder, adapters[0], folder / "first")
     factored, dense = folder / "first" / "state", folder / "dense"
-    _multiply_out(factored, dense, plan)
+    multiply_out(factored, dense, plan)
     compute_bases(worker, plan, dense, folder / "bases")
-    ways = {
-        "as factors": (adapters[1], factored, None),
-        "as a whole model, bases ready": (whole, dense, folder / "bases"),
+    ways: dict[str, tuple[Path, Path, Path | None, tuple[str, ...]]] = {
+        "as factors, published as an adapter": (adapters[1], factored, None, ("adapter",)),
+        "as factors": (adapters[1], factored, None, ("model",)),
+        "as a whole model, bases ready": (whole, dense, folder / "bases", ("model",)),
     }
     print(f"## A rank-{RANK} adapter of every linear layer onto another ({SIZE}, both processors)\n")
     print("| handed in | bytes | fold | publish | together | state on disk |")
     print("|---|---|---|---|---|---|")
     states = []
-    for number, (way, (submission, state, bases)) in enumerate(ways.items()):
+    for number, (way, (submission, state, bases, publish)) in enumerate(ways.items()):
         runs = [
-            fold(worker, folder, submission, folder / f"way-{number}-{run}", (state, first.result), bases)
+            fold(
+                worker,
+                folder,
+                submission,
+                folder / f"way-{number}-{run}",
+                (state, first.result),
+                bases,
+                publish=publish,
+            )
             for run in range(RUNS)
         ]
         states.append(folder / f"way-{number}-0" / "state")
@@ -58,7 +67,7 @@ def run(folder: Path, settings: Settings) -> None:
         times = " | ".join(f"{value:.2f} s" for value in seconds)
         print(f"| {way} | {handed_in:.0f} MB | {times} | {on_disk:.0f} MB |", flush=True)
     worker.end()
-    print(f"\nThe states differ by {_difference(*states, plan):.1e} of the norm, in the tensor that differs most.\n")
+    print(f"\nThe states differ by {difference(*states[1:], plan):.1e} of the norm, in the tensor that differs most.\n")
 
 
 def _factors(plan: Plan, seed: int) -> Iterator[tuple[PlannedTensor, Tensor, Tensor]]:
@@ -73,7 +82,7 @@ def _factors(plan: Plan, seed: int) -> Iterator[tuple[PlannedTensor, Tensor, Ten
             )
 
 
-def _write_adapter(folder: Path, plan: Plan, seed: int) -> Path:
+def write_adapter(folder: Path, plan: Plan, seed: int) -> Path:
     tensors = {}
     for tensor, up, down in _factors(plan, seed):
         module = f"base_model.model.{tensor.name.removesuffix('.weight')}"
@@ -85,7 +94,7 @@ def _write_adapter(folder: Path, plan: Plan, seed: int) -> Path:
     return folder
 
 
-def _write_whole(folder: Path, base: Path, plan: Plan, seed: int) -> Path:
+def write_whole(folder: Path, base: Path, plan: Plan, seed: int) -> Path:
     checkpoint = open_checkpoint(base)
     with TensorReader(base) as reader:
         tensors = {name: reader.read(tensor).float() for name, tensor in checkpoint.tensors.items()}
@@ -96,7 +105,7 @@ def _write_whole(folder: Path, base: Path, plan: Plan, seed: int) -> Path:
     return folder
 
 
-def _multiply_out(factored: Path, dense: Path, plan: Plan) -> None:
+def multiply_out(factored: Path, dense: Path, plan: Plan) -> None:
     with AccumulatedState(factored) as state:
         tensors = {
             tensor.name: torch.zeros(tensor.shape)
@@ -108,7 +117,7 @@ def _multiply_out(factored: Path, dense: Path, plan: Plan) -> None:
     save_file(tensors, dense / ACCUMULATED)
 
 
-def _difference(one: Path, other: Path, plan: Plan) -> float:
+def difference(one: Path, other: Path, plan: Plan) -> float:
     with AccumulatedState(one) as first, AccumulatedState(other) as second:
         found = []
         for tensor in plan.folded:

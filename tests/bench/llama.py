@@ -1,12 +1,17 @@
 """Models with the shapes of Llama-like decoders, bfloat16, random."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 from safetensors.torch import save_file
 from torch import Generator, Tensor
+
+_BLOCK_ELEMENTS = 2**22
 
 
 class Size(NamedTuple):
@@ -25,8 +30,9 @@ SIZES = {
     "0.3B": Size(1024, 4096, 16, 256, 32_000, tied=False),
     "0.5B": Size(896, 4864, 24, 128, 151_936, tied=True),
     "1.1B": Size(2048, 5632, 22, 256, 32_000, tied=False),
+    "7B": Size(4096, 11008, 32, 4096, 32_000, tied=False),
 }
-"""The second has the shapes of Qwen2.5-0.5B, the third those of TinyLlama."""
+"""The second has the shapes of Qwen2.5-0.5B, the third those of TinyLlama, the last those of Llama 2."""
 
 
 def shapes(size: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -53,6 +59,22 @@ def write(folder: Path, size: Size, seed: int = 0) -> Path:
     tensors = {name: _tensor(shape, number, seed) for number, (name, shape) in enumerate(shapes(size))}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_streamed(folder: Path, size: Size) -> Path:
+    """Write a base of any size, block by block: random bits that are numbers of the magnitude of weights."""
+    specs = [TensorSpec(name, "BF16", shape, 2 * math.prod(shape)) for name, shape in shapes(size)]
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    with TensorFileWriter(folder / "model.safetensors", specs, {"format": "pt"}) as writer:
+        for spec in specs:
+            elements = spec.nbytes // 2
+            for first in range(0, elements, _BLOCK_ELEMENTS):
+                bits = generator.integers(0, 2**16, min(_BLOCK_ELEMENTS, elements - first), np.uint16)
+                values = (bits & 0x807F) | (0x3B80 + (bits & 0x0180))  # exponents of 2^-8 to 2^-5
+                writer.write(memoryview(values).cast("B"))
+        writer.finish()
     return folder
 
 

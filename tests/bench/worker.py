@@ -82,6 +82,8 @@ def fold(
     before: tuple[Path, FoldResult] | None = None,
     bases: Path | None = None,
     budget: int = GENEROUS,
+    publish: tuple[str, ...] = ("model",),
+    max_rank: int = 0,
 ) -> Folded:
     """Fold a submission.
 
@@ -93,6 +95,8 @@ def fold(
       before: the state to start from, and the result that made it.
       bases: of that state.
       budget: of memory, in bytes.
+      publish: as what the snapshot is published.
+      max_rank: of what is held as factors; 0: any.
     """
     for name in ("state", "snapshot"):
         (place / name).mkdir(parents=True)
@@ -105,7 +109,7 @@ def fold(
             hyper_parameters={},
             backend="numpy",
             threads=1,
-            max_rank=0,
+            max_rank=max_rank,
             memory_budget=budget,
             submission=str(submission),
             vocab=VocabPolicy.SAME,
@@ -116,8 +120,10 @@ def fold(
             accumulated_norm=before[1].accumulated_norm if before else 0.0,
             state_folder=str(place / "state"),
             snapshot_folder=str(place / "snapshot"),
+            publish=publish,
+            adapter_rank=0,
         ),
-        lambda progress: stages.setdefault(progress.stage, time.perf_counter()) and None,
+        lambda progress: stages.setdefault(progress.stage.partition(" ")[0], time.perf_counter()) and None,
     )
     ended = time.perf_counter()
     assert isinstance(result, FoldResult), result

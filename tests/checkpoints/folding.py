@@ -57,12 +57,16 @@ class Stream:
         backend: str = "torch",
         memory_budget: int = 2**30,
         max_rank: int = 0,
+        publish: tuple[str, ...] = ("model",),
+        adapter_rank: int = 0,
         **hyper_parameters: object,
     ):
         self._root = root
         self.backend = backend
         self._memory_budget = memory_budget
         self._max_rank = max_rank
+        self._publish = publish
+        self._adapter_rank = adapter_rank
         self.bases = root / "bases"
         self._hyper_parameters = hyper_parameters
         self.base = root / "base" if base is None else write(root / "base", base, shards)
@@ -105,6 +109,8 @@ class Stream:
                 accumulated_norm=last.accumulated_norm if last else 0.0,
                 state_folder=str(self.state_folder),
                 snapshot_folder=str(self.snapshot_folder),
+                publish=self._publish,
+                adapter_rank=self._adapter_rank,
             ),
             self.progress.append,
         )

@@ -234,3 +234,17 @@ def test_what_is_equal_by_initialisation_is_not_tied(tmp_path: Path) -> None:
     names = [f"backbone.layers.{layer}.mixer.A_log" for layer in (0, 1)]
     plan = plan_of(tmp_path, {name: torch.arange(32.0).reshape(8, 4) for name in names})
     assert treatments(plan) == dict.fromkeys(names, Treatment.SUMMED)
+
+
+def test_what_a_merge_writes(tmp_path: Path) -> None:
+    tensors = {
+        "a.weight": torch.zeros(30, 20, dtype=torch.bfloat16),
+        "b.weight": torch.zeros(8, dtype=torch.bfloat16),
+        "steps": torch.zeros(3, dtype=torch.int64),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    plan = make_plan(open_checkpoint(tmp_path))
+    state, model = 4 * (600 + 8 + 3), 2 * (600 + 8) + 8 * 3
+    assert plan.merge_bytes(["model"], 0) == state + model
+    assert plan.merge_bytes(["adapter"], 5) == state + 4 * (5 * (30 + 20) + 8)
+    assert plan.merge_bytes(["model", "adapter"], 0) == state + model + 4 * (20 * (30 + 20) + 8)

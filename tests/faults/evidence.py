@@ -159,7 +159,9 @@ def _check_snapshot(snapshot: Snapshot, state: Path) -> None:
         found = digest_file(folder / file.name)
         assert (found.size, found.sha256) == (file.size, file.sha256), folder / file.name
     assert load_file(folder / "model.safetensors")
-    assert _names(folder) == {file.name for file in snapshot.files}
+    assert load_file(folder / "adapter" / "adapter_model.safetensors")
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert there == {file.name for file in snapshot.files}
 
 
 def check_all_merged_in_order(state: Path, submission_ids: Sequence[str]) -> None:

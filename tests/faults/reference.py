@@ -44,6 +44,8 @@ def make_reference(folder: Path) -> Reference:
     checkpoints = [make_checkpoint(folder / f"task-{n}", base, seed=n) for n in range(1, SUBMISSIONS + 1)]
     new, two_merged, state = folder / "new", folder / "two_merged", folder / "state"
     foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(new))
+    with (new / "foldin.toml").open("a") as settings:
+        settings.write('publish = ["model", "adapter"]\n')
     shutil.copytree(new, state)
     for part, copy in ((checkpoints[:2], two_merged), (checkpoints[2:], None)):
         daemon = FaultDaemon(state).start()

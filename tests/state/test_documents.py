@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
-from foldind.documents import LINEAGE_SHOWN, manifest, model_card
+from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
 from foldind.state.durable import FileDigest, digest_file
 from foldind.state.records import Submission, SubmissionState, Version, VersionState
 from foldind.worker.messages import FoldResult, TensorStatistics
@@ -50,6 +50,7 @@ def result(submissions: int = 1) -> FoldResult:
     return FoldResult(
         dropped=0.0,
         bases_computed=0,
+        adapter=None,
         submissions=submissions,
         task_vector_norm_sum=2.0 * submissions,
         accumulated_norm=3.0,
@@ -114,7 +115,7 @@ def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none()
 
 
 def test_a_card_lists_the_lineage() -> None:
-    card = model_card(3, submission("third"), result(3), ancestors(2), "opcm")
+    card = model_cards(3, submission("third"), result(3), ancestors(2), "opcm")["README.md"]
     assert ROW.findall(card) == [
         "| v3 | third |",
         "| v2 | task2 |",
@@ -127,7 +128,8 @@ def test_a_card_lists_the_lineage() -> None:
 
 @pytest.mark.parametrize("before", [LINEAGE_SHOWN - 1, LINEAGE_SHOWN, 10 * LINEAGE_SHOWN])
 def test_a_card_does_not_grow_for_ever(before: int) -> None:
-    card = model_card(before + 1, submission(), result(before + 1), ancestors(before)[:LINEAGE_SHOWN], "opcm")
+    shown = ancestors(before)[:LINEAGE_SHOWN]
+    card = model_cards(before + 1, submission(), result(before + 1), shown, "opcm")["README.md"]
     assert len(ROW.findall(card)) == LINEAGE_SHOWN
     left_out = before + 1 - LINEAGE_SHOWN
     assert (f"{left_out} older ones are not listed" in card) is (left_out > 0)
@@ -136,7 +138,7 @@ def test_a_card_does_not_grow_for_ever(before: int) -> None:
 
 @pytest.mark.parametrize("name", ["a | b |", "<script>alert(1)</script>", "[link](http://x)", "`code` *bold*", ""])
 def test_a_name_is_text_and_no_markup(name: str) -> None:
-    card = model_card(1, submission(name), result(), [], "opcm")
+    card = model_cards(1, submission(name), result(), [], "opcm")["README.md"]
     (row,) = ROW.findall(card)
     assert row.count("|") == 3
     assert not set("<>[]()`*") & set(row)

@@ -8,7 +8,7 @@ import typer
 from foldin.cli.options import AsJson, Server, examples, read_version
 from foldin.cli.session import connected, emit, printable, warn
 from foldin.cli.submissions import watch_submission
-from foldin.models import Snapshot
+from foldin.models import PulledAdapter, Snapshot
 
 Ref = Annotated[str, typer.Argument(metavar="vN|ALIAS", help="A version or an alias.")]
 Version = Annotated[
@@ -46,25 +46,61 @@ def pull(
         ),
     ],
     ref: Ref = "latest",
+    form: Annotated[
+        str, typer.Option("--as", metavar="model|adapter", help="A whole model, or a PEFT LoRA adapter of the base.")
+    ] = "model",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            show_default=False,
+            min=1,
+            help="Highest rank of the adapter: the best approximation of that rank. As published where none is given.",
+        ),
+    ] = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a version of the merged model into a folder that transformers, vLLM and SGLang load as it is.
 
     The folder is replaced as a whole once every file has arrived and its SHA-256 is right. Where the version is there
-    already, nothing is done.
+    already, nothing is done. With --as adapter it is what PEFT and inference servers load into a running base model,
+    if the daemon publishes adapters.
     """
+    if form not in ("model", "adapter"):
+        raise typer.BadParameter(f"{form!r} is neither model nor adapter.", param_hint="--as")
+    if rank is not None and form != "adapter":
+        raise typer.BadParameter("only an adapter has a rank: add --as adapter.", param_hint="--rank")
     again = "Run the same command again: it goes on where this one stopped."
     with connected(server, as_json, after_interrupt=again) as client:
         from foldin.cli.display import Display
 
         with Display() as display:
-            snapshot = client.pull(ref, to=to, on_progress=display.transfer)
+            if form == "adapter":
+                adapter = client.pull_adapter(ref, to=to, rank=rank, on_progress=display.transfer)
+            else:
+                snapshot = client.pull(ref, to=to, on_progress=display.transfer)
+    if form == "adapter":
+        _report_adapter(adapter, to, as_json)
+        return
     _warn_if_withdrawn(snapshot)
     if as_json:
         emit(snapshot.to_json())
     else:
         typer.echo(f"{to} is v{snapshot.version}.")
+
+
+def _report_adapter(adapter: PulledAdapter, to: Path, as_json: bool) -> None:
+    _warn_if_withdrawn(adapter.snapshot)
+    if adapter.left_out:
+        more = " and more" if len(adapter.left_out) > 3 else ""
+        warn(printable(f"PEFT has no place for {', '.join(adapter.left_out[:3])}{more}: the adapter is without."))
+    if as_json:
+        emit(adapter.to_json())
+    else:
+        typer.echo(
+            f"{to} is an adapter of v{adapter.snapshot.version}, rank {adapter.rank} of {adapter.published_rank}, "
+            f"with {100 * adapter.retained:.2f} % of the merged update's energy."
+        )
 
 
 def watch(
@@ -156,7 +192,11 @@ COMMANDS = (
     (
         "pull",
         pull,
-        examples("foldin pull latest --to models/merged", "foldin pull v12 --to models/v12"),
+        examples(
+            "foldin pull latest --to models/merged",
+            "foldin pull v12 --to models/v12",
+            "foldin pull latest --as adapter --rank 16 --to adapters/merged",
+        ),
     ),
     ("watch", watch, examples("foldin watch ID", "foldin watch", "foldin watch --alias stable --json")),
     ("alias", alias, examples("foldin alias stable v12", "foldin alias stable", "foldin alias stable --delete")),

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -102,10 +102,16 @@ class Plan:
         """What all tensors take in float32; the accumulated state takes no more."""
         return sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in self.tensors)
 
-    @cached_property
-    def merge_bytes(self) -> int:
-        """What a merge writes, at the most: the accumulated state and the merged model."""
-        return self.float32_bytes + sum(ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape) for tensor in self.tensors)
+    def merge_bytes(self, forms: Collection[str], adapter_rank: int) -> int:
+        """Return what a merge writes, at the most: the accumulated state, and what is published of it.
+
+        Args:
+          forms: `model`, `adapter`, or both.
+          adapter_rank: that the adapter may have; 0: any.
+        """
+        model = sum(ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape) for tensor in self.tensors)
+        adapter = sum(_factors_bytes(tensor.shape, adapter_rank) for tensor in self.folded)
+        return self.float32_bytes + ("model" in forms) * model + ("adapter" in forms) * adapter
 
     def to_json(self) -> str:
         """Return the plan as a JSON document, one tensor a line."""
@@ -148,6 +154,12 @@ def make_plan(base: Checkpoint, summed_patterns: Sequence[str] = SUMMED_PATTERNS
 def matches_any(name: str, patterns: Iterable[str]) -> bool:
     """Tell whether a tensor's name matches one of the shell-style patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _factors_bytes(shape: tuple[int, ...], rank: int) -> int:
+    if len(shape) != 2 or min(shape) == 1:
+        return ITEM_BYTES["F32"] * math.prod(shape)
+    return ITEM_BYTES["F32"] * min(rank or max(shape), *shape) * sum(shape)
 
 
 def _treatment(base: Checkpoint, tensor: TensorInfo, summed_patterns: Sequence[str]) -> Treatment:

@@ -69,7 +69,7 @@ class Admission:
         """Of headers and indexes."""
         self._max_bytes = 2 * plan.float32_bytes + 1024**3
         # Were the disk filled with what waits, nothing could be merged, and so nothing would ever be removed.
-        self._reserved_bytes = RESERVED_BYTES + plan.merge_bytes
+        self._reserved_bytes = RESERVED_BYTES + plan.merge_bytes(settings.publish, settings.adapter_rank)
 
     def check_announced(self, new: NewSubmission) -> None:
         """Check what can be checked before any byte arrives.

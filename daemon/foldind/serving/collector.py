@@ -139,6 +139,13 @@ class StateCollector(Collector):
             "Share of the accumulated norm that max_rank took out of it in the last merge.",
             manifest.get("dropped", 0.0),  # earlier releases dropped nothing, and did not say so
         )
+        if adapter := manifest.get("adapter"):
+            yield _gauge("foldin_adapter_rank", "Rank of the newest version's adapter.", adapter["rank"])
+            yield _gauge(
+                "foldin_adapter_retained_ratio",
+                "Share of the squared norm of the merged update that this adapter holds.",
+                adapter["retained"][-1],
+            )
         kept, split_ranks = _projected(manifest)
         yield _gauge(
             "foldin_projection_kept_ratio",

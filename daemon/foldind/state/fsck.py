@@ -86,8 +86,8 @@ def _check_version(folder: StateFolder, version: Version) -> Iterator[str]:
     if version.state is VersionState.PRUNED or not snapshot.is_dir():
         return
     yield from _check_files(snapshot, version.files)
-    for path in sorted(snapshot.iterdir()):
-        if path.name not in version.files:
+    for path in sorted(snapshot.rglob("*")):
+        if path.is_file() and str(path.relative_to(snapshot)) not in version.files:
             yield f"{path}: it is no part of the snapshot"
     try:
         manifest = json.loads((snapshot / MANIFEST).read_bytes())

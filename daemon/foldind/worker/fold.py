@@ -1,6 +1,7 @@
 """One fold: a submission streamed through a merge rule, block by block, in constant memory.
 
-Two passes: accumulate.py writes the new state, whose norm gives lambda, and publish.py then writes the merged model.
+Two passes: accumulate.py writes the new state, whose norm gives lambda, and then publish.py writes the merged model,
+merged_adapter.py an adapter of it, or both do.
 """
 
 import errno
@@ -18,6 +19,7 @@ from foldind.merging import RULES
 from foldind.merging.backend import BACKENDS
 from foldind.merging.rule import Record
 from foldind.worker.accumulate import accumulate
+from foldind.worker.merged_adapter import publish_adapter
 from foldind.worker.messages import FoldRequest, FoldResult, Report
 from foldind.worker.ordered import Parallelism
 from foldind.worker.publish import publish_snapshot
@@ -48,7 +50,12 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         raise CheckpointRefused("it equals the base: there is nothing to merge", "submit the fine-tuned checkpoint")
     record = Record(request.submissions + 1, request.task_vector_norm_sum + task_vector_norm, accumulation.norm)
     lambda_ = rule.divisor(record)
-    snapshot_files = publish_snapshot(request, plan, rule, base, lambda_, parallelism, report)
+    snapshot_files, adapter = {}, None
+    if "model" in request.publish:
+        snapshot_files = publish_snapshot(request, plan, rule, base, lambda_, parallelism, report)
+    if "adapter" in request.publish:
+        files, adapter = publish_adapter(request, plan, rule, base, record, parallelism, report)
+        snapshot_files |= files
     return FoldResult(
         submissions=record.submissions,
         task_vector_norm_sum=record.task_vector_norm_sum,
@@ -58,6 +65,7 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         dropped=accumulation.dropped_norm / accumulation.norm if accumulation.norm else 0.0,
         tensors=accumulation.tensors,
         bases_computed=accumulation.bases_computed,
+        adapter=adapter,
         state_files=accumulation.files,
         snapshot_files=snapshot_files,
         peak_resident_bytes=0,

@@ -44,6 +44,10 @@ class FoldRequest:
     """Existing empty folder to write the new accumulated state to."""
     snapshot_folder: str
     """Existing empty folder to write the merged model's tensor files to."""
+    publish: tuple[str, ...]
+    """As what: `model`, `adapter`, or both."""
+    adapter_rank: int
+    """That an adapter may have; 0: any."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,18 @@ class TensorStatistics:
 
 
 @dataclass(frozen=True)
+class AdapterStatistics:
+    """What an adapter holds of the merged update."""
+
+    rank: int
+    """r, of all its factors."""
+    retained: tuple[float, ...]
+    """Share of the squared norm of the update that it holds if it is cut to rank 1, 2, ..., r."""
+    left_out: tuple[str, ...]
+    """Tensors of the update that PEFT has no place for."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """Worker to daemon, once: its imports are done."""
 
@@ -103,7 +119,7 @@ class Progress:
     """Worker to daemon: how far a fold is."""
 
     stage: str
-    """`folding` or `publishing`."""
+    """`folding`, `publishing` or `publishing adapter`."""
     done: int
     """Tensors done in this stage, of `total`."""
     total: int
@@ -126,6 +142,8 @@ class FoldResult:
     tensors: tuple[TensorStatistics, ...]
     bases_computed: int
     """How many bases were not kept from before."""
+    adapter: AdapterStatistics | None
+    """Of the adapter, if one was published."""
     state_files: Mapping[str, FileDigest]
     snapshot_files: Mapping[str, FileDigest]
     peak_resident_bytes: int
@@ -174,6 +192,10 @@ def decode(line: bytes) -> Message:
     kind = _KINDS[fields.pop("kind")]
     if kind is FoldResult:
         fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
+        if adapter := fields["adapter"]:
+            fields["adapter"] = AdapterStatistics(
+                adapter["rank"], tuple(adapter["retained"]), tuple(adapter["left_out"])
+            )
         for files in ("state_files", "snapshot_files"):
             fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
     if kind is FoldRequest:

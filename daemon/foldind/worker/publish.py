@@ -101,10 +101,15 @@ class _PublishStep:
         planned = self._plan.by_name[part.tensor.name]
         accumulated = self._state.read(planned.tied_to or planned.name, part.rows)
         merged = self._rule.publish(self._base.read(part.tensor, part.rows), accumulated, self._lambda)
-        # A sum is finite only if everything in it is; a sum that is not may have overflowed by itself.
-        if not math.isfinite(float(merged.sum(dtype=torch.float32))) and not bool(torch.isfinite(merged).all()):
-            raise CheckpointRefused(
-                f"merged, tensor {part.tensor.name!r} would leave the range of the base's dtype, {merged.dtype}",
-                "check the checkpoint's training run",
-            )
+        require_in_range(merged, planned.name)
         return merged
+
+
+def require_in_range(merged: Tensor, name: str) -> None:
+    """Check that a tensor of the merged model, or a part of one, is finite in its dtype. Raises CheckpointRefused."""
+    # A sum is finite only if everything in it is; a sum that is not may have overflowed by itself.
+    if not math.isfinite(float(merged.sum(dtype=torch.float32))) and not bool(torch.isfinite(merged).all()):
+        raise CheckpointRefused(
+            f"merged, tensor {name!r} would leave the range of the base's dtype, {merged.dtype}",
+            "check the checkpoint's training run",
+        )
