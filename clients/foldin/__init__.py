@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from foldin.errors import Refused as Refused
     from foldin.errors import ResourceExhausted as ResourceExhausted
     from foldin.errors import ServerUnavailable as ServerUnavailable
-    from foldin.models import CommonRows as CommonRows
     from foldin.models import File as File
     from foldin.models import Progress as Progress
     from foldin.models import PulledAdapter as PulledAdapter
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from foldin.models import Submission as Submission
     from foldin.models import SubmissionEvent as SubmissionEvent
     from foldin.models import SubmissionState as SubmissionState
-    from foldin.models import VocabPolicy as VocabPolicy
+    from foldin.vocabulary import CommonRows as CommonRows
+    from foldin.vocabulary import VocabPolicy as VocabPolicy
 
     __version__: str
 
@@ -51,7 +51,6 @@ _HOME = {
     "Refused": "errors",
     "ResourceExhausted": "errors",
     "ServerUnavailable": "errors",
-    "CommonRows": "models",
     "File": "models",
     "Progress": "models",
     "PulledAdapter": "models",
@@ -60,7 +59,8 @@ _HOME = {
     "Submission": "models",
     "SubmissionEvent": "models",
     "SubmissionState": "models",
-    "VocabPolicy": "models",
+    "CommonRows": "vocabulary",
+    "VocabPolicy": "vocabulary",
 }
 
 __all__ = [  # noqa: PLE0604 - the names above, and the version

@@ -14,11 +14,12 @@ from foldin.connection import WHOLE_CHECKPOINT, Connection
 from foldin.decoding import snapshot_of, submission_of, vocab_in_contract
 from foldin.download import adapter_files, pull
 from foldin.errors import InvalidArgument
-from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission, SubmissionState, VocabPolicy
+from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission, SubmissionState
 from foldin.preparation import prepared
 from foldin.recipe import read_recipe
 from foldin.upload import Terms, upload
 from foldin.v1 import snapshots_pb2, submissions_pb2
+from foldin.vocabulary import VocabPolicy
 
 OnProgress = Callable[[Progress], None]
 

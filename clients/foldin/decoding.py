@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from foldin.models import CommonRows, File, Progress, Snapshot, Submission, SubmissionEvent, VocabPolicy
+from foldin.models import File, Progress, Snapshot, Submission, SubmissionEvent
 from foldin.v1 import snapshots_pb2, submissions_pb2
+from foldin.vocabulary import CommonRows, VocabPolicy
 
 
 def submission_of(message: submissions_pb2.Submission) -> Submission:

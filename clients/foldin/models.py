@@ -5,6 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from foldin.vocabulary import CommonRows, VocabPolicy
+
 
 class SubmissionState(StrEnum):
     """Where a submission is in its life."""
@@ -22,36 +24,6 @@ ADAPTER_FOLDER = "adapter/"
 """What the names of a snapshot's files begin with that are its adapter."""
 
 REFUSED_STATES = frozenset({SubmissionState.REJECTED, SubmissionState.QUARANTINED, SubmissionState.WITHDRAWN})
-
-
-class VocabPolicy(StrEnum):
-    """What is done with a checkpoint whose vocabulary has another size than the base's."""
-
-    SAME = "same"
-    """It is refused."""
-    COMMON = "common"
-    """The rows that both have are folded."""
-
-
-@dataclass(frozen=True)
-class CommonRows:
-    """A tensor of which only the rows are folded that a checkpoint and the base both have.
-
-    Attributes:
-      tensor: its name in the base.
-      folded: how many rows are folded: the first ones.
-      submission: how many the checkpoint has.
-      base: how many the base has.
-    """
-
-    tensor: str
-    folded: int
-    submission: int
-    base: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dict of JSON types."""
-        return {"tensor": self.tensor, "folded": self.folded, "submission": self.submission, "base": self.base}
 
 
 @dataclass(frozen=True)

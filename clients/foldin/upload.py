@@ -15,9 +15,10 @@ from foldin.connection import WHOLE_CHECKPOINT, Connection, is_outage
 from foldin.decoding import vocab_in_contract
 from foldin.errors import CheckpointError, DataLoss, FailedPrecondition, FoldinError, NotFound
 from foldin.hashing import Digest, digest_file, is_unchanged
-from foldin.models import Progress, VocabPolicy
+from foldin.models import Progress
 from foldin.tally import Tally
 from foldin.v1 import submissions_pb2 as pb
+from foldin.vocabulary import VocabPolicy
 
 # What a daemon answers when what it holds of an upload is not what this side believes: it was restored, the upload
 # expired, or bytes went bad. Opening the upload again tells what is missing.

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from foldin.cli.session import printable
-from foldin.models import Snapshot, Submission, VocabPolicy
+from foldin.models import Snapshot, Submission
+from foldin.vocabulary import VocabPolicy
 
 # Where stdout is no terminal rich would assume 80 columns and cut ids off.
 WIDTH_OF_PIPES = 200

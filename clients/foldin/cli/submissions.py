@@ -7,8 +7,9 @@ import typer
 
 from foldin.cli.options import AsJson, Server, SubmissionId, examples, read_labels
 from foldin.cli.session import complain, connected, emit, printable
-from foldin.models import Submission, SubmissionState, VocabPolicy
+from foldin.models import Submission, SubmissionState
 from foldin.recipe import DENSITY, Coding
+from foldin.vocabulary import VocabPolicy
 
 if TYPE_CHECKING:
     from foldin.cli.display import Display
