@@ -138,7 +138,6 @@ def as_matrices(folder: Path, rank: int) -> Mapping[str, np.ndarray]:
 def test_cut_to_any_rank_it_is_the_best_approximation(base: Path, generator: Generator, tmp_path: Path) -> None:
     """Against float64, of whole models: dense matrices, wide and tall, and what they retain of the whole update."""
     tensors = load_file(base / "model.safetensors")
-    (base / "config.json").write_text(json.dumps({"vocab_size": tensors[WORDS].shape[0]}))
     (tmp_path / "stream").mkdir()
     shutil.copytree(base, tmp_path / "stream" / "base")
     stream = Stream(tmp_path / "stream", None, publish=("adapter",), adapter_rank=5)

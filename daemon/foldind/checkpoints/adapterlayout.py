@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from foldind.checkpoints.plan import SUMMED_PATTERNS, Plan, PlannedTensor, Treatment, matches_any
+from foldind.checkpoints.vocabulary import vocabulary_sizes
 
 _PREFIX = "base_model.model."
 _WEIGHT, _BIAS = ".weight", ".bias"
@@ -124,7 +125,7 @@ def _takes_factors(tensor: PlannedTensor, plan: Plan, config: Mapping[str, Any])
     if len(tensor.shape) != 2 or min(tensor.shape) < 2 or not tensor.name.endswith(_WEIGHT):
         return False
     if _is_table(tensor):
-        return _is_vocabulary(tensor, config) and not _is_shared(tensor, plan, config)
+        return tensor.name in vocabulary_sizes(plan) and not _is_shared(tensor, plan, config)
     return not matches_any(tensor.name, _NO_LINEAR_LAYERS)
 
 
@@ -133,15 +134,11 @@ def _is_table(tensor: PlannedTensor) -> bool:
     return tensor.treatment is Treatment.SUMMED and matches_any(tensor.name, SUMMED_PATTERNS)
 
 
-def _is_vocabulary(tensor: PlannedTensor, config: Mapping[str, Any]) -> bool:
-    return len(tensor.shape) == 2 and tensor.shape[0] in _settings(config, "vocab_size")
-
-
 def _is_shared(tensor: PlannedTensor, plan: Plan, config: Mapping[str, Any]) -> bool:
     """Tell whether another module has this table too, which a change of the one would not reach."""
     if tensor.name in plan.tied_names or matches_any(tensor.name, _SHARED_PATTERNS):
         return True
-    if not _is_vocabulary(tensor, config) or False in _settings(config, "tie_word_embeddings"):
+    if tensor.name not in vocabulary_sizes(plan) or False in _settings(config, "tie_word_embeddings"):
         return False
     architectures = config.get("architectures") or ()
     has_head = any(fnmatchcase(str(name), pattern) for name in architectures for pattern in _WITH_HEAD)
@@ -188,13 +185,10 @@ def _module(tensor: PlannedTensor) -> str:
 
 def _shortest_names(modules: Collection[str], plan: Plan) -> tuple[str, ...]:
     """Return what names these modules and no others: the last part of their names where that is enough."""
-    ends: dict[str, set[str]] = {}
+    by_end: dict[str, set[str]] = {}
     for tensor in plan.tensors:
         parts = tensor.name.split(".")[:-1]
-        for count in range(1, len(parts) + 1):
-            ends.setdefault(parts[count - 1], set()).add(".".join(parts[:count]))
-    return tuple(sorted({last if ends[last] <= set(modules) else name for name, last in _with_last_part(modules)}))
-
-
-def _with_last_part(modules: Collection[str]) -> list[tuple[str, str]]:
-    return [(module, module.rpartition(".")[2]) for module in modules]
+        for count, end in enumerate(parts, 1):
+            by_end.setdefault(end, set()).add(".".join(parts[:count]))
+    ends = {module: module.rpartition(".")[2] for module in modules}
+    return tuple(sorted({end if by_end[end] <= set(modules) else module for module, end in ends.items()}))
