@@ -28,10 +28,14 @@ def read_statistics(folder: Path) -> dict[str, Any]:
       PullError: it says nothing of one.
     """
     try:
-        statistics = json.loads((folder / MANIFEST).read_bytes())["adapter"]
-        return {"rank": statistics["rank"], "retained": statistics["retained"], "left_out": statistics["left_out"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PullError(f"{folder / MANIFEST} says nothing of an adapter: pull it again.") from None
+        adapter = json.loads((folder / MANIFEST).read_bytes())["adapter"]
+        retained = [float(share) for share in adapter["retained"]]
+        left_out = [str(name) for name in adapter["left_out"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        retained, left_out = [], []
+    if not retained:
+        raise PullError(f"{folder / MANIFEST} says nothing of an adapter: pull it again.")
+    return {"rank": len(retained), "retained": retained, "left_out": left_out}
 
 
 def cut_to_rank(folder: Path, rank: int) -> None:
@@ -48,10 +52,13 @@ def cut_to_rank(folder: Path, rank: int) -> None:
             return
         temporary = weights.with_name(f".{weights.name}.cut")
         _cut_weights(weights, temporary, config["r"], rank)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise PullError(f"{folder} holds no adapter that can be cut to a lower rank ({error}).") from None
     temporary.replace(weights)
-    config_file.write_text(json.dumps(config | {"r": rank, "lora_alpha": rank}, indent=1) + "\n")
+    with config_file.open("w") as file:
+        file.write(json.dumps(config | {"r": rank, "lora_alpha": rank}, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cut_weights(source: Path, target: Path, published: int, rank: int) -> None:
@@ -60,32 +67,36 @@ def _cut_weights(source: Path, target: Path, published: int, rank: int) -> None:
         if length > source.stat().st_size:
             raise ValueError("its header is not whole")
         header = json.loads(opened.read(length))
-        cut_header = {"__metadata__": header.pop("__metadata__", {})}
-        end = 0
+        cut_header, end = {"__metadata__": header.pop("__metadata__", {})}, 0
         for name, entry in header.items():
-            shape, (start, stop) = list(entry["shape"]), entry["data_offsets"]
-            if name.endswith(_DOWN + _UP):
-                side = 0 if name.endswith(_DOWN) else 1
-                if entry["dtype"] != "F32" or shape[side] != published:
-                    raise ValueError(f"{name} is no factor of rank {published}")
-                shape[side] = rank
-                stop = start + 4 * shape[0] * shape[1]
-            cut_header[name] = entry | {"shape": shape, "data_offsets": [end, end + stop - start]}
-            end += stop - start
+            shape, (start, stop) = _cut_shape(name, entry, published, rank), entry["data_offsets"]
+            size = 4 * shape[0] * shape[1] if name.endswith(_DOWN + _UP) else stop - start
+            cut_header[name] = entry | {"shape": shape, "data_offsets": [end, end + size]}
+            end += size
         text = json.dumps(cut_header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         out.write(len(text).to_bytes(8, "little") + text)
         for name, entry in header.items():
-            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            start = 8 + length + entry["data_offsets"][0]
             if name.endswith(_UP):
                 factor = np.memmap(source, "<f4", "r", start, tuple(entry["shape"]))
                 for first in range(0, len(factor), _CUT_ROWS):
                     out.write(np.ascontiguousarray(factor[first : first + _CUT_ROWS, :rank]).tobytes())
                 continue
-            if name.endswith(_DOWN):
-                stop = start + 4 * rank * entry["shape"][1]
+            first, last = cut_header[name]["data_offsets"]  # the first bytes, or all of them
             opened.seek(start)
-            while block := opened.read(min(_COPY_BYTES, stop - opened.tell())):
-                out.write(block)
+            for done in range(0, last - first, _COPY_BYTES):
+                out.write(opened.read(min(_COPY_BYTES, last - first - done)))
         out.flush()
         os.fsync(out.fileno())
+
+
+def _cut_shape(name: str, entry: dict[str, Any], published: int, rank: int) -> list[int]:
+    shape = list(entry["shape"])
+    if not name.endswith(_DOWN + _UP):
+        return shape
+    side = 0 if name.endswith(_DOWN) else 1
+    if entry["dtype"] != "F32" or len(shape) != 2 or shape[side] != published:
+        raise ValueError(f"{name} is no factor of rank {published}")
+    shape[side] = rank
+    return shape

@@ -225,7 +225,7 @@ class Client:
         Args:
           ref: version ("v12") or alias.
           to: a folder that does not exist, is empty, or was pulled before.
-          rank: the highest that it may have: of each matrix, the best approximation of that rank; None: as published.
+          rank: the highest, for the best approximation of it, fetched anew each time; None: as published.
           on_progress: told of `verifying` and `downloading` in bytes.
 
         Raises:
@@ -237,7 +237,7 @@ class Client:
             raise InvalidArgument(f"rank is {rank}: it has to be at least 1.")
         finish = None if rank is None else partial(cut_to_rank, rank=rank)
         snapshot = pull(self._connection, ref, Path(to), on_progress or _ignore, adapter_files, finish)
-        published = read_statistics(Path(to))
+        published = read_statistics(Path(to).expanduser())
         kept = min(rank or published["rank"], published["rank"])
         retained = published["retained"][kept - 1]
         return PulledAdapter(snapshot, kept, published["rank"], retained, tuple(published["left_out"]))

@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from foldin.errors import PullError
+from foldin.models import ADAPTER_FOLDER
 
 MANIFEST = "foldin.json"
 
@@ -23,15 +23,15 @@ class Destination:
 
     Args:
       folder: the folder; a link is followed and stays a link.
-      version: number of the version.
+      label: of what is to be there; another one is put together elsewhere.
       names: of the files that are to be there.
     """
 
-    def __init__(self, folder: Path, version: int, names: Collection[str]) -> None:
+    def __init__(self, folder: Path, label: str, names: Collection[str]) -> None:
         self.folder = Path(os.path.realpath(folder.expanduser()))
         self._names = set(names)
-        self._partial = self._beside(f"v{version}.partial")
-        self._replaced = self._beside(f"v{version}.replaced")
+        self._partial = self._beside(f"{label}.partial")
+        self._replaced = self._beside(f"{label}.replaced")
 
     def _beside(self, ending: str) -> Path:
         return self.folder.parent / f".{self.folder.name}.{ending}"
@@ -54,7 +54,7 @@ class Destination:
                 f"{self.folder} holds files that Foldin did not put there: name a folder that is empty, "
                 "does not exist, or was pulled before."
             )
-        foreign = sorted(present - self._names - _strings(self.folder / MANIFEST) - {MANIFEST})
+        foreign = sorted(present - self._names - _listed(self.folder / MANIFEST) - {MANIFEST})
         if foreign:
             raise PullError(
                 f"{self.folder} holds {foreign[0]!r} beside the model, which replacing it would delete: move it away."
@@ -99,7 +99,7 @@ class Destination:
         self._sweep()
 
     def _sweep(self) -> None:
-        left_over = re.compile(re.escape(f".{self.folder.name}.") + r"v\d+\.(partial|replaced)")
+        left_over = re.compile(re.escape(f".{self.folder.name}.") + r"v\d+(-adapter)?\.(partial|replaced)")
         for entry in self.folder.parent.iterdir():
             if left_over.fullmatch(entry.name) and entry.is_dir():
                 descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -125,23 +125,10 @@ def _remove(entry: Path) -> None:
         entry.unlink(missing_ok=True)
 
 
-def _strings(manifest: Path) -> set[str]:
-    """Every key and text in the manifest, the names of the files among them, whatever its layout."""
-    found: set[str] = set()
-
-    def collect(node: Any) -> None:
-        if isinstance(node, dict):
-            found.update(node)
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, list):
-            for value in node:
-                collect(value)
-        elif isinstance(node, str):
-            found.add(node)
-
+def _listed(manifest: Path) -> set[str]:
+    """The names that the files of a manifest have in a folder, whether it was pulled as a model or as an adapter."""
     try:
-        collect(json.loads(manifest.read_bytes()))
-    except (OSError, ValueError):
+        files = json.loads(manifest.read_bytes())["files"]
+        return {name.removeprefix(ADAPTER_FOLDER) for name in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    return found

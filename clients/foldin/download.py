@@ -72,7 +72,8 @@ def pull(
     snapshot = snapshot_of(connection.call(connection.snapshots.Get, pb.GetSnapshotRequest(ref=ref)))
     _require_sound(snapshot)
     files = choose(snapshot)
-    destination = Destination(to, snapshot.version, files)
+    label = f"v{snapshot.version}" + ("-adapter" if choose is adapter_files else "")
+    destination = Destination(to, label, files)
     try:
         destination.require_usable()
         if not finish and _is_complete(destination.folder, files, on_progress):

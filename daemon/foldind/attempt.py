@@ -153,7 +153,9 @@ def log_merged(attempt: Attempt, result: FoldResult) -> None:
     if result.dropped > NOTICED_DROP:
         share = 100 * result.dropped
         submission_log.warning("max_rank dropped %.1f %% of the accumulated update of v%d", share, attempt.number)
-    if adapter := result.adapter:
+    if (adapter := result.adapter) and adapter.rank == 0:
+        submission_log.warning("v%d has no adapter: PEFT has no place for anything in it", attempt.number)
+    elif adapter:
         left_out = f", without {', '.join(adapter.left_out[:3])}" if adapter.left_out else ""
         submission_log.info(
             "the adapter of v%d has rank %d and %.1f %% of the update's energy%s",

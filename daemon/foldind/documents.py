@@ -106,7 +106,7 @@ every tensor and the digest of every file.
 |---|---|
 {lineage}{more}
 """
-    if result.adapter is None:
+    if result.adapter is None or result.adapter.rank == 0:
         return {MODEL_CARD: card}
     card += f"\nA PEFT adapter of the merged update is in `{ADAPTER_FOLDER}/`.\n"
     return {MODEL_CARD: card, f"{ADAPTER_FOLDER}/{MODEL_CARD}": _adapter_card(version, checkpoints, result.adapter)}

@@ -117,6 +117,8 @@ def outputs(model: Any) -> list[Tensor]:
     inputs = {
         "vit": {"pixel_values": images},
         "clip": {"pixel_values": images, "input_ids": tokens},
+        "siglip_vision_model": {"pixel_values": images},
+        "encoder-decoder": {"input_ids": tokens, "decoder_input_ids": tokens},
         "t5": {"input_ids": tokens, "decoder_input_ids": tokens},
         "whisper": {"input_features": spectrograms, "decoder_input_ids": tokens},
     }

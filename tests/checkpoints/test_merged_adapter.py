@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from foldind.checkpoints.plan import Treatment
 from foldind.state.snapshots import companion_files
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from tests.checkpoints.folding import Stream
-from tests.checkpoints.test_families import PROJECTED, made, outputs, perturb
+from tests.checkpoints.test_families import GROUPED, IMAGES, PROJECTED, TEXT, made, outputs, perturb
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's advice
 
@@ -140,6 +141,7 @@ def test_cut_to_any_rank_it_is_the_best_approximation(base: Path, generator: Gen
     tensors = load_file(base / "model.safetensors")
     (tmp_path / "stream").mkdir()
     shutil.copytree(base, tmp_path / "stream" / "base")
+    (tmp_path / "stream" / "base" / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     stream = Stream(tmp_path / "stream", None, publish=("adapter",), adapter_rank=5)
     for _ in range(2):
         tuned = {
@@ -192,3 +194,88 @@ def test_a_module_is_named_by_its_end_where_that_is_enough(tmp_path: Path) -> No
     assert (config["r"], config["lora_alpha"], config["bias"]) == (3, 3, "none")
     treatments = {stream.plan.by_name[f"{name}.weight"].treatment for name in ("pooler.dense",)}
     assert treatments == {Treatment.PROJECTED}
+
+
+def partly(model: Any, base: Path, folder: Path, *ends: str) -> Path:
+    """A task vector of the parameters with these ends."""
+    names = load_file(base / "model.safetensors").keys()
+    generator = Generator().manual_seed(5)
+    found = {
+        name: 0.05 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in model.named_parameters()
+        if name in names and name.endswith(ends)
+    }
+    assert found
+    folder.mkdir()
+    save_file(found, folder / "model.safetensors", metadata={"foldin.kind": "task_vector"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "ends"),
+    [
+        ("bert", ("LayerNorm.weight", "query.weight")),  # PEFT asks for the bias of what it replaces
+        ("bert", ("query.bias", "LayerNorm.bias")),  # and for factors, if only of zeros
+        ("llama", ("model.norm.weight", "q_proj.weight")),  # and takes `norm` for the end of `input_layernorm`
+        ("clip", ("conv1.weight", "patch_embedding.weight", "fc1.weight")),
+    ],
+)
+def test_a_part_of_a_model(family: str, ends: tuple[str, ...], tmp_path: Path) -> None:
+    model, base = made(family, tmp_path / "base")
+    stream = Stream(tmp_path, None, publish=BOTH)
+    result = stream.fold_folder(partly(model, base, tmp_path / "part", *ends))
+    assert result.adapter
+    assert not result.adapter.left_out
+    assert_equal_but_not_the_base(*merged_both_ways(model, stream))
+
+
+OTHERS = {
+    "gpt_neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**TEXT)),
+    "two heads": lambda: transformers.GPT2DoubleHeadsModel(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99, n_positions=64)
+    ),
+    "siglip": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**IMAGES)),
+    "falcon_mamba": lambda: transformers.FalconMambaForCausalLM(
+        transformers.FalconMambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=4)
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(
+            **GROUPED,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=24,
+            num_experts=4,
+            num_experts_per_tok=2,
+        )
+    ),
+    "granitemoe": lambda: transformers.GraniteMoeForCausalLM(
+        transformers.GraniteMoeConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "encoder-decoder": lambda: transformers.EncoderDecoderModel(
+        transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+            transformers.BertConfig(**TEXT), transformers.BertConfig(**TEXT)
+        )
+    ),
+}
+"""Models that PEFT adapts in part, or in a way of their own."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_in_it_is_applied_and_what_is_not_is_named(name: str, tmp_path: Path) -> None:
+    """All that is not left out is changed; then the adapter does what the snapshot does."""
+    torch.manual_seed(3)
+    model = OTHERS[name]().eval()
+    model.save_pretrained(tmp_path / "base")
+    probe = Stream(tmp_path, None, publish=BOTH)
+    perturb(model, 0.02)
+    model.save_pretrained(tmp_path / "expert")
+    result = probe.fold_folder(tmp_path / "expert")
+    assert result.adapter
+    left_out = set(result.adapter.left_out)
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "base", tmp_path / "again" / "base")
+    stream = Stream(tmp_path / "again", None, publish=BOTH)
+    base, expert = (load_file(tmp_path / which / "model.safetensors") for which in ("base", "expert"))
+    assert left_out < base.keys()
+    kept = {tensor: values if tensor not in left_out else base[tensor] for tensor, values in expert.items()}
+    stream.fold(kept)
+    assert_equal_but_not_the_base(*merged_both_ways(model, stream))

@@ -69,7 +69,14 @@ def test_one_that_is_no_higher_stays_as_it_is(adapter: Path, rank: int) -> None:
 
 def test_what_it_holds(adapter: Path) -> None:
     assert read_statistics(adapter)["retained"][3] == 0.9
-    (adapter / "foldin.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[]", '{"adapter": 3}', '{"adapter": {"retained": [], "left_out": []}}', '{"adapter": {"retained": [1]}}'],
+)
+def test_a_manifest_that_says_nothing_of_it(adapter: Path, text: str) -> None:
+    (adapter / "foldin.json").write_text(text)
     with pytest.raises(PullError, match="says nothing of an adapter"):
         read_statistics(adapter)
 
@@ -81,6 +88,8 @@ def test_what_it_holds(adapter: Path) -> None:
         ("adapter_config.json", b'{"r": 7}'),
         ("adapter_config.json", b'{"r": "6"}'),
         ("adapter_model.safetensors", b"\x02\0\0\0\0\0\0\0[]"),
+        ("adapter_model.safetensors", b'\x02\0\0\0\0\0\0\0""'),
+        ("adapter_model.safetensors", b'\x0b\0\0\0\0\0\0\0{"a": null}'),
         ("adapter_model.safetensors", b"\xff" * 8),
     ],
 )

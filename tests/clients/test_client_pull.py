@@ -192,8 +192,19 @@ def test_an_empty_folder_is_filled(daemon, client, to):
     assert contents(to) == MODEL
 
 
+def test_a_folder_is_not_ours_for_being_named_like_a_key_of_the_manifest(daemon, client, to):
+    daemon.snapshots.publish(1, MODEL | {"foldin.json": json.dumps({"adapter": {}, "files": {}}).encode()})
+    client.pull(to=to)
+    (to / "adapter").mkdir()
+    (to / "adapter" / "mine").write_bytes(b"mine")
+    daemon.snapshots.publish(2, MODEL)
+    with pytest.raises(foldin.PullError, match="'adapter' beside the model"):
+        client.pull(to=to)
+    assert (to / "adapter" / "mine").read_bytes() == b"mine"
+
+
 def test_files_of_an_older_version_are_ours(daemon, client, to):
-    older = MODEL | {"old.json": b"{}", "foldin.json": json.dumps({"files": [{"name": "old.json"}]}).encode()}
+    older = MODEL | {"old.json": b"{}", "foldin.json": json.dumps({"files": {"old.json": {}}}).encode()}
     daemon.snapshots.publish(1, older)
     client.pull(to=to)
     daemon.snapshots.publish(2, MODEL)

@@ -68,6 +68,11 @@ def test_as_model_and_adapter(base: Path, tmp_path: Path) -> None:
         difference = logits(on_base(tmp_path / "cut")) - logits(model)
         assert 1e-4 < difference.abs().max() < (logits(llama()) - logits(model)).abs().max()
 
+        client.pull("latest", to=tmp_path / "adapter")
+        assert "config.json" in names(tmp_path / "adapter"), "one form takes the other's place"
+        client.pull_adapter(to=tmp_path / "adapter")
+        assert names(tmp_path / "adapter") == ADAPTER
+
         with pytest.raises(InvalidArgument, match="at least 1"):
             client.pull_adapter(to=tmp_path / "cut", rank=0)
         with urllib.request.urlopen(f"{daemon.http}/metrics") as page:

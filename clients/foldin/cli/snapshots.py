@@ -8,7 +8,7 @@ import typer
 from foldin.cli.options import AsJson, Server, examples, read_version
 from foldin.cli.session import connected, emit, printable, warn
 from foldin.cli.submissions import watch_submission
-from foldin.models import PulledAdapter, Snapshot
+from foldin.models import Snapshot
 
 Ref = Annotated[str, typer.Argument(metavar="vN|ALIAS", help="A version or an alias.")]
 Version = Annotated[
@@ -63,8 +63,8 @@ def pull(
     """Bring a version of the merged model into a folder that transformers, vLLM and SGLang load as it is.
 
     The folder is replaced as a whole once every file has arrived and its SHA-256 is right. Where the version is there
-    already, nothing is done. With --as adapter it is what PEFT and inference servers load into a running base model,
-    if the daemon publishes adapters.
+    already, nothing is done; only an adapter that is cut to a --rank is fetched anew. With --as adapter it is what PEFT
+    and inference servers load into a running base model, if the daemon publishes adapters.
     """
     if form not in ("model", "adapter"):
         raise typer.BadParameter(f"{form!r} is neither model nor adapter.", param_hint="--as")
@@ -77,30 +77,22 @@ def pull(
         with Display() as display:
             if form == "adapter":
                 adapter = client.pull_adapter(ref, to=to, rank=rank, on_progress=display.transfer)
+                snapshot = adapter.snapshot
             else:
-                snapshot = client.pull(ref, to=to, on_progress=display.transfer)
-    if form == "adapter":
-        _report_adapter(adapter, to, as_json)
-        return
+                adapter, snapshot = None, client.pull(ref, to=to, on_progress=display.transfer)
     _warn_if_withdrawn(snapshot)
-    if as_json:
-        emit(snapshot.to_json())
-    else:
-        typer.echo(f"{to} is v{snapshot.version}.")
-
-
-def _report_adapter(adapter: PulledAdapter, to: Path, as_json: bool) -> None:
-    _warn_if_withdrawn(adapter.snapshot)
-    if adapter.left_out:
+    if adapter and adapter.left_out:
         more = " and more" if len(adapter.left_out) > 3 else ""
         warn(printable(f"PEFT has no place for {', '.join(adapter.left_out[:3])}{more}: the adapter is without."))
     if as_json:
-        emit(adapter.to_json())
-    else:
+        emit((adapter or snapshot).to_json())
+    elif adapter:
         typer.echo(
-            f"{to} is an adapter of v{adapter.snapshot.version}, rank {adapter.rank} of {adapter.published_rank}, "
+            f"{to} is an adapter of v{snapshot.version}, rank {adapter.rank} of {adapter.published_rank}, "
             f"with {100 * adapter.retained:.2f} % of the merged update's energy."
         )
+    else:
+        typer.echo(f"{to} is v{snapshot.version}.")
 
 
 def watch(

@@ -1,17 +1,18 @@
 """The merged update as a PEFT LoRA adapter: which tensors one can hold, under which names, and its configuration.
 
-Matrices go in as factors, other weights of a module and biases whole. What PEFT has no place for is left out.
+Matrices go in as factors; norms, tables and biases whole. What PEFT has no place for, or would not apply, is left out.
 
 Source: huggingface/peft, tuners/lora and utils/save_and_load.py.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from enum import Enum, auto
+from functools import cached_property
 from typing import Any
 
-from foldind.checkpoints.plan import SUMMED_PATTERNS, Plan, PlannedTensor, Treatment, matches_any
-from foldind.checkpoints.vocabulary import vocabulary_sizes
+from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment, matches_any
+from foldind.checkpoints.vocabulary import is_output_layer, vocabulary_sizes
 
 _PREFIX = "base_model.model."
 _WEIGHT, _BIAS = ".weight", ".bias"
@@ -20,13 +21,35 @@ _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transfor
 _CONV1D_PATTERNS = ("*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight", "*.q_attn.weight")
 """Models of transformers, and their layers, whose weights are stored transposed."""
 
-_NO_LINEAR_LAYERS = ("*.router.weight", "*.mixer.out_proj.weight")
-"""Matrices that transformers does not keep in a linear layer, or (Mamba's) that it reads past one: go in whole."""
+_READ_DIRECTLY = (
+    *("*.router.weight", "*.mixer.out_proj.weight", "*.mixer.dt_proj.weight"),
+    *("*.mamba.out_proj.weight", "*.mamba.dt_proj.weight"),
+)
+"""Matrices that no linear layer holds, or that the model reads without calling it: factors would go unnoticed."""
 
-_SHARED_PATTERNS = ("shared.weight", "*.shared.weight")
-"""Embeddings that encoder and decoder have in common: a factor on one module does not reach the other."""
-_WITH_HEAD = ("*ForCausalLM", "*LMHead*", "*ForMaskedLM", "*ForPreTraining", "*ForConditionalGeneration")
-"""Architectures whose output layer is the input embedding, unless their configuration says otherwise."""
+_RENAMED_MODELS = frozenset({"vit", "deit", "dinov2", "beit"})
+_RENAMED = ("embed_out.weight",)
+"""Models, and one layer, whose modules have other names in transformers 5 than their saved tensors: PEFT does not find
+them."""
+
+_MIXTURE = ("*expert*", "*moe*", "*router*")
+_MIXTURE_PARTS = ("*.mlp.*", "*.feed_forward.*", *_MIXTURE)
+_KNOWN_MIXTURES = frozenset({"mixtral", "qwen3_moe", "olmoe", "gpt_oss"})
+"""Mixtures of experts are fused when they are loaded: PEFT follows these models, and drops parts of others."""
+
+_SHARED = ("shared.weight", "*.shared.weight")
+"""Embeddings that encoder and decoder have in common."""
+_WITHOUT_HEAD = ("*Model", "*For*Classification", "*ForQuestionAnswering", "*ForMultipleChoice")
+_WITH_HEAD = ("*LMHeadModel", "*DoubleHeadsModel", "*MTModel", "*EncoderDecoderModel")
+"""Architectures that have an embedding and no output layer for it, and those that only seem to."""
+
+
+class _Place(Enum):
+    FACTORS = auto()
+    WHOLE = auto()
+    """With the whole module that it is of."""
+    BIAS = auto()
+    NOWHERE = auto()
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,7 @@ class AdapterLayout:
     left_out: tuple[PlannedTensor, ...]
     """Changed tensors that PEFT has no place for."""
     target_modules: tuple[str, ...]
+    """Empty: PEFT loads no such adapter."""
     modules_to_save: tuple[str, ...]
 
     def configuration(self, rank: int, base_name: str) -> dict[str, Any]:
@@ -99,96 +123,148 @@ def lay_out_adapter(plan: Plan, changed: Collection[str], config: Mapping[str, A
       changed: names of the folded tensors that something was merged into.
       config: the base's config.json.
     """
-    factors: list[Factors] = []
-    others: list[PlannedTensor] = []
-    for tensor in plan.folded:
-        if tensor.name in changed:
-            if _takes_factors(tensor, plan, config):
-                factors.append(_factors(tensor, config))
-            else:
-                others.append(tensor)
-    adapted = {_module(entry.tensor) for entry in factors}
-    saved = {_module(tensor) for tensor in others if _takes_whole_module(tensor, plan, config)}
-    entries: dict[str, Factors | Whole] = {entry.tensor.name: entry for entry in factors}
-    for tensor in others:
-        if name := _whole_name(tensor, adapted, saved):
-            entries[tensor.name] = Whole(tensor, name)
+    model = _Model(plan, config)
+    places = {tensor.name: model.place(tensor) for tensor in plan.folded}
+    matrices = [tensor for tensor in plan.folded if places[tensor.name] is _Place.FACTORS]
+    # PEFT loads no adapter without factors: one that is zero, then.
+    factors = [tensor for tensor in matrices if tensor.name in changed] or matrices[:1]
+    adapted = {_module(tensor) for tensor in factors}
+    adapted -= model.names_of_others(adapted)
+    wanted = {
+        _module(tensor) for tensor in plan.folded if tensor.name in changed and places[tensor.name] is _Place.WHOLE
+    }
+    saved = model.wrapped_by_peft(wanted, adapted) if adapted else set()
+
+    entries: list[Factors | Whole] = []
+    for tensor in plan.tensors:
+        if _module(tensor) in adapted and tensor in factors:
+            entries.append(model.factors(tensor))
+        elif model.is_below(tensor, saved):
+            entries.append(Whole(tensor, _PREFIX + tensor.name))
+        elif adapted and tensor.name in changed and places[tensor.name] is _Place.BIAS:
+            inner = ".base_layer" if _module(tensor) in adapted else ""
+            entries.append(Whole(tensor, f"{_PREFIX}{_module(tensor)}{inner}{_BIAS}"))
+    held = {entry.tensor.name for entry in entries}
     return AdapterLayout(
-        entries=tuple(entries[tensor.name] for tensor in plan.folded if tensor.name in entries),
-        left_out=tuple(tensor for tensor in others if tensor.name not in entries),
-        target_modules=_shortest_names(adapted, plan),
+        entries=tuple(entries),
+        left_out=tuple(tensor for tensor in plan.folded if tensor.name in changed and tensor.name not in held),
+        target_modules=model.shortest_names(adapted),
         modules_to_save=tuple(sorted(saved)),
     )
 
 
-def _takes_factors(tensor: PlannedTensor, plan: Plan, config: Mapping[str, Any]) -> bool:
-    if len(tensor.shape) != 2 or min(tensor.shape) < 2 or not tensor.name.endswith(_WEIGHT):
-        return False
-    if _is_table(tensor):
-        return tensor.name in vocabulary_sizes(plan) and not _is_shared(tensor, plan, config)
-    return not matches_any(tensor.name, _NO_LINEAR_LAYERS)
+@dataclass(frozen=True)
+class _Model:
+    plan: Plan
+    config: Mapping[str, Any]
 
+    def place(self, tensor: PlannedTensor) -> _Place:
+        name = tensor.name
+        if self._is_unknown_to_peft(name):
+            return _Place.NOWHERE
+        if name.endswith(_BIAS):
+            return _Place.BIAS if len(tensor.shape) == 1 and _module(tensor) else _Place.NOWHERE
+        if not name.endswith(_WEIGHT) or (len(tensor.shape) == 3 and "experts" in name):
+            return _Place.NOWHERE
+        if name in self._vocabulary:
+            return _Place.NOWHERE if self._is_used_twice(tensor) else _Place.FACTORS
+        return self._place_of_layer(tensor)
 
-def _is_table(tensor: PlannedTensor) -> bool:
-    """Tell whether it is looked up rather than multiplied with: an embedding, or a table of positions."""
-    return tensor.treatment is Treatment.SUMMED and matches_any(tensor.name, SUMMED_PATTERNS)
+    def _place_of_layer(self, tensor: PlannedTensor) -> _Place:
+        name = tensor.name
+        if len(tensor.shape) != 2 or min(tensor.shape) < 2 or tensor.treatment is Treatment.SUMMED:
+            return _Place.WHOLE
+        if tensor.shape[0] in self._settings("vocab_size"):
+            return _Place.NOWHERE  # an embedding or an output layer, and it cannot be seen which
+        beside = _module(tensor).rpartition(".")[0] + ".in_proj_weight"
+        read_directly = matches_any(name, _READ_DIRECTLY) or beside in self.plan.by_name
+        return _Place.WHOLE if read_directly else _Place.FACTORS
 
+    def factors(self, tensor: PlannedTensor) -> Factors:
+        module = _PREFIX + _module(tensor)
+        if tensor.name in self._vocabulary and not is_output_layer(tensor.name):
+            return Factors(tensor, f"{module}.lora_embedding_B", f"{module}.lora_embedding_A", transposed=True)
+        conv1d = matches_any(tensor.name, _CONV1D_PATTERNS) and self._is_one_of(_CONV1D_MODELS)
+        return Factors(tensor, f"{module}.lora_B.weight", f"{module}.lora_A.weight", conv1d)
 
-def _is_shared(tensor: PlannedTensor, plan: Plan, config: Mapping[str, Any]) -> bool:
-    """Tell whether another module has this table too, which a change of the one would not reach."""
-    if tensor.name in plan.tied_names or matches_any(tensor.name, _SHARED_PATTERNS):
-        return True
-    if tensor.name not in vocabulary_sizes(plan) or False in _settings(config, "tie_word_embeddings"):
-        return False
-    architectures = config.get("architectures") or ()
-    has_head = any(fnmatchcase(str(name), pattern) for name in architectures for pattern in _WITH_HEAD)
-    return has_head and not any(name.endswith("lm_head.weight") for name in plan.by_name)
+    def names_of_others(self, modules: Collection[str]) -> set[str]:
+        """Those of the modules whose names PEFT would take for the end of another module's, too."""
+        found = set()
+        for other in self._modules.keys() - modules:
+            parts = other.split(".")
+            found |= {".".join(parts[first:]) for first in range(1, len(parts))}
+        return found & set(modules)
 
+    def wrapped_by_peft(self, wanted: Collection[str], adapted: Collection[str]) -> set[str]:
+        """The modules that PEFT replaces as a whole for those wanted; without those that would take others along.
 
-def _settings(config: Mapping[str, Any], name: str) -> list[object]:
-    """Return the values that a setting has, in the configuration and in those of its parts."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    return [part[name] for part in parts if name in part]
+        It replaces whatever ends with one of the names, and needs every tensor of it.
+        """
+        found: set[str] = set()
+        for module in wanted:
+            alike = {other for other in self._modules if other.endswith(module)}
+            below = [tensor for other in alike for tensor in self._modules[other]]
+            if not any(tensor.treatment is Treatment.TIED or _module(tensor) in adapted for tensor in below):
+                found |= alike
+        return found
 
+    def is_below(self, tensor: PlannedTensor, modules: Collection[str]) -> bool:
+        parts = tensor.name.split(".")
+        return any(".".join(parts[:count]) in modules for count in range(1, len(parts)))
 
-def _is_conv1d(tensor: PlannedTensor, config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") in _CONV1D_MODELS and matches_any(tensor.name, _CONV1D_PATTERNS)
+    def shortest_names(self, modules: Collection[str]) -> tuple[str, ...]:
+        """What names these modules and no others: the last part of their names where that is enough."""
+        by_end: dict[str, set[str]] = {}
+        for module in self._modules:
+            by_end.setdefault(module.rpartition(".")[2], set()).add(module)
+        enough = {end for end, alike in by_end.items() if alike <= set(modules)}
+        ends = {module: module.rpartition(".")[2] for module in modules}
+        return tuple(sorted({end if end in enough else module for module, end in ends.items()}))
 
+    def _is_unknown_to_peft(self, name: str) -> bool:
+        if self._is_one_of(_RENAMED_MODELS) or matches_any(name, _RENAMED):
+            return True
+        return self._is_other_mixture and matches_any(name, _MIXTURE_PARTS)
 
-def _factors(tensor: PlannedTensor, config: Mapping[str, Any]) -> Factors:
-    module = _PREFIX + _module(tensor)
-    if _is_table(tensor):
-        return Factors(tensor, f"{module}.lora_embedding_B", f"{module}.lora_embedding_A", transposed=True)
-    return Factors(tensor, f"{module}.lora_B.weight", f"{module}.lora_A.weight", _is_conv1d(tensor, config))
+    def _is_used_twice(self, tensor: PlannedTensor) -> bool:
+        """Whether another module has this tensor too, which a change of the one would not reach."""
+        if tensor.name in self.plan.tied_names or matches_any(tensor.name, _SHARED):
+            return True
+        kinds = {is_output_layer(name) for name in self._vocabulary if name.endswith(_WEIGHT)}
+        if len(kinds) == 2 or False in self._settings("tie_word_embeddings"):
+            return False
+        architectures = [str(name) for name in self.config.get("architectures") or ()]
+        return not architectures or not all(
+            matches_any(name, _WITHOUT_HEAD) and not matches_any(name, _WITH_HEAD) for name in architectures
+        )
 
+    def _is_one_of(self, model_types: Collection[str]) -> bool:
+        return any(model_type in model_types for model_type in self._settings("model_type"))
 
-def _takes_whole_module(tensor: PlannedTensor, plan: Plan, config: Mapping[str, Any]) -> bool:
-    """Tell whether it is the weight of a norm, a convolution, a table: of a module that PEFT replaces as a whole."""
-    if not tensor.name.endswith(_WEIGHT) or (len(tensor.shape) == 3 and "experts" in tensor.name):
-        return False
-    return not (_is_table(tensor) and _is_shared(tensor, plan, config))
+    def _settings(self, name: str) -> list[Any]:
+        """The values that a setting has, in the configuration and in those of its parts."""
+        parts = [self.config, *(part for part in self.config.values() if isinstance(part, dict))]
+        return [part[name] for part in parts if name in part]
 
+    @cached_property
+    def _is_other_mixture(self) -> bool:
+        mixture = any(matches_any(tensor.name, _MIXTURE) for tensor in self.plan.tensors)
+        return mixture and not self._is_one_of(_KNOWN_MIXTURES)
 
-def _whole_name(tensor: PlannedTensor, adapted: Collection[str], saved: Collection[str]) -> str:
-    """Return the name of a tensor that goes in whole, or nothing if there is no place for it."""
-    module = _module(tensor)
-    if module in saved and tensor.name.endswith((_WEIGHT, _BIAS)):
-        return _PREFIX + tensor.name
-    if module and tensor.name.endswith(_BIAS) and len(tensor.shape) == 1:
-        return f"{_PREFIX}{module}.base_layer{_BIAS}" if module in adapted else _PREFIX + tensor.name
-    return ""
+    @cached_property
+    def _vocabulary(self) -> Collection[str]:
+        return vocabulary_sizes(self.plan).keys()
+
+    @cached_property
+    def _modules(self) -> Mapping[str, list[PlannedTensor]]:
+        """Name of a module -> the tensors in it and in those below it."""
+        found: dict[str, list[PlannedTensor]] = {}
+        for tensor in self.plan.tensors:
+            parts = tensor.name.split(".")
+            for count in range(1, len(parts)):
+                found.setdefault(".".join(parts[:count]), []).append(tensor)
+        return found
 
 
 def _module(tensor: PlannedTensor) -> str:
     return tensor.name.rpartition(".")[0]
-
-
-def _shortest_names(modules: Collection[str], plan: Plan) -> tuple[str, ...]:
-    """Return what names these modules and no others: the last part of their names where that is enough."""
-    by_end: dict[str, set[str]] = {}
-    for tensor in plan.tensors:
-        parts = tensor.name.split(".")[:-1]
-        for count, end in enumerate(parts, 1):
-            by_end.setdefault(end, set()).add(".".join(parts[:count]))
-    ends = {module: module.rpartition(".")[2] for module in modules}
-    return tuple(sorted({end if by_end[end] <= set(modules) else module for module, end in ends.items()}))

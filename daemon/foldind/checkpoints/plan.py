@@ -110,7 +110,11 @@ class Plan:
           adapter_rank: that the adapter may have; 0: any.
         """
         model = sum(ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape) for tensor in self.tensors)
-        adapter = sum(_factors_bytes(tensor.shape, adapter_rank) for tensor in self.folded)
+        shapes = [tensor.shape for tensor in self.folded]
+        highest = max((min(shape) for shape in shapes if len(shape) == 2), default=0)
+        rank = min(adapter_rank or highest, highest)  # one for all factors
+        numbers = (rank * sum(shape) if _is_matrix(shape) else math.prod(shape) for shape in shapes)
+        adapter = ITEM_BYTES["F32"] * sum(numbers)
         return self.float32_bytes + ("model" in forms) * model + ("adapter" in forms) * adapter
 
     def to_json(self) -> str:
@@ -156,10 +160,8 @@ def matches_any(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _factors_bytes(shape: tuple[int, ...], rank: int) -> int:
-    if len(shape) != 2 or min(shape) == 1:
-        return ITEM_BYTES["F32"] * math.prod(shape)
-    return ITEM_BYTES["F32"] * min(rank or max(shape), *shape) * sum(shape)
+def _is_matrix(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and min(shape) > 1
 
 
 def _treatment(base: Checkpoint, tensor: TensorInfo, summed_patterns: Sequence[str]) -> Treatment:
@@ -175,7 +177,7 @@ def _treatment(base: Checkpoint, tensor: TensorInfo, summed_patterns: Sequence[s
 def _find_tied(base: Checkpoint, summed_patterns: Sequence[str]) -> dict[str, str]:
     alike = defaultdict(list)
     for tensor in base.tensors.values():
-        table = len(tensor.shape) == 2 and min(tensor.shape) > 1 and not matches_any(tensor.name, _NEVER_TIED)
+        table = _is_matrix(tensor.shape) and not matches_any(tensor.name, _NEVER_TIED)
         if tensor.dtype in FLOAT_DTYPES and table:
             alike[tensor.dtype, tensor.shape].append(tensor)
     equal = defaultdict(list)

@@ -155,6 +155,11 @@ def with_rows(name: str, shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
     return (*shape[:axis], rows, *shape[axis + 1 :])
 
 
+def is_output_layer(name: str) -> bool:
+    """Tell whether a tensor of vocabulary size is of an output layer, by its name, and not of an embedding."""
+    return _module(name) in _OUTPUT_LAYERS | _OUTPUT_LAYERS_BESIDE_EMBEDDINGS
+
+
 def size_is_last(name: str) -> bool:
     """Tell whether a tensor of vocabulary size has that size in its last dimension, and not in its first."""
     return name.rpartition(".")[2] == _BIAS_OF_SCORES

@@ -130,7 +130,7 @@ def small_side(
     Raises:
       ValueError, DecompositionError: as `decompose`.
     """
-    singular_values, vectors = _right_side(chunks, backend)
+    singular_values, vectors = right_side(chunks, backend)
     rank = int((singular_values > RANK_TOLERANCE * singular_values[0]).sum())
     singular_values = singular_values[:rank]
     taken = split_rank(singular_values, alpha)
@@ -175,8 +175,16 @@ def _chunks(matrix: Tensor) -> Iterator[Tensor]:
         yield matrix[first : first + step]
 
 
-def _right_side(chunks: Callable[[], Iterable[Tensor]], backend: Backend) -> tuple[Tensor, Tensor]:
-    """Return all singular values, descending, and the right singular vectors in columns; float64."""
+def right_side(
+    chunks: Callable[[], Iterable[Tensor]], backend: Backend = TORCH, *, weak: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return all singular values of a tall matrix, descending, and the right singular vectors in columns; float64.
+
+    Args:
+      chunks: as in `small_side`, like what is raised.
+      backend: whose linear algebra computes it.
+      weak: whether those below 1e-5 of the largest are to be exact too.
+    """
     gram = sum(backend.gram(chunk.double()) for chunk in chunks())
     assert isinstance(gram, Tensor)
     if not math.isfinite(float(gram.trace())):
@@ -184,7 +192,7 @@ def _right_side(chunks: Callable[[], Iterable[Tensor]], backend: Backend) -> tup
     with suppress(*LINALG_ERRORS):
         eigenvalues, vectors = backend.eigh(gram)
         singular_values = eigenvalues.flip(0).clamp_(min=0).sqrt_()
-        if _converged(singular_values, vectors) and not _has_weak(singular_values):
+        if _converged(singular_values, vectors) and not (weak and _has_weak(singular_values)):
             return singular_values, vectors.flip(1)
     # Slower, and exact in weak directions too: the triangle of a QR decomposition has what the Gram matrix has, and
     # does not square it.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foldind.merging.backend import TORCH, Backend
-from foldind.merging.basis import SmallSide, large_side_rows, settle_lengths
+from foldind.merging.basis import SmallSide, large_side_rows, right_side, settle_lengths
 from foldind.merging.rule import Factored
 
 _TOLERANCE = 1e-6
@@ -19,22 +19,17 @@ _TOLERANCE = 1e-6
 def leading_part(chunks: Callable[[], Iterable[Tensor]], rank: int, backend: Backend = TORCH) -> Factored:
     """Return the leading singular triplets of a matrix that is not wider than tall; fewer if its rank is lower.
 
-    The Gram matrix is formed and diagonalised in float64.
-
     Args:
-      chunks: the rows of it, (c, n) float32 each, in order; asked for twice.
+      chunks: the rows of it, (c, n) float32 each, in order; asked for twice, or three times.
       rank: how many triplets, at the most.
       backend: whose linear algebra computes it.
 
     Raises:
-      LINALG_ERRORS: it does not converge.
+      ValueError, DecompositionError: as `basis.decompose`.
     """
-    gram = sum(backend.gram(chunk.double()) for chunk in chunks())
-    assert isinstance(gram, Tensor)
-    eigenvalues, vectors = backend.eigh(gram)
-    singular_values = eigenvalues.flip(0)[:rank].clamp_(min=0).sqrt_()
-    kept = int((singular_values > _TOLERANCE * singular_values[:1]).sum())
-    singular_values, vectors = singular_values[:kept], vectors.flip(1)[:, :kept]
+    singular_values, vectors = right_side(chunks, backend, weak=False)
+    kept = min(rank, int((singular_values > _TOLERANCE * singular_values[0]).sum()))
+    singular_values, vectors = singular_values[:kept], vectors[:, :kept]
     side = SmallSide(singular_values, vectors, vectors / singular_values, 0)
     squared, parts = torch.zeros(kept, dtype=torch.float64), []
     for chunk in chunks():

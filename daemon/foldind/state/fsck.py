@@ -86,8 +86,10 @@ def _check_version(folder: StateFolder, version: Version) -> Iterator[str]:
     if version.state is VersionState.PRUNED or not snapshot.is_dir():
         return
     yield from _check_files(snapshot, version.files)
+    folders = {str(Path(name).parent) for name in version.files}
     for path in sorted(snapshot.rglob("*")):
-        if path.is_file() and str(path.relative_to(snapshot)) not in version.files:
+        name = str(path.relative_to(snapshot))
+        if name not in version.files and not (name in folders and path.is_dir() and not path.is_symlink()):
             yield f"{path}: it is no part of the snapshot"
     try:
         manifest = json.loads((snapshot / MANIFEST).read_bytes())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foldind.state.durable import FileDigest, copy_file, sync, write_file
+from foldind.state.durable import FileDigest, copy_file, write_file
 
 MANIFEST = "foldin.json"
 MODEL_CARD = "README.md"
@@ -66,8 +66,6 @@ def complete_snapshot(
         files[path.name] = copy_file(path, folder / path.name)
     for name, text in cards.items():
         files[name] = write_file(folder / name, text.encode())
-    if (folder / ADAPTER_FOLDER).exists():
-        sync(folder / ADAPTER_FOLDER)
     listed = {name: {"size": digest.size, "sha256": digest.sha256} for name, digest in sorted(files.items())}
     text = json.dumps({**manifest, "files": listed}, indent=1) + "\n"
     files[MANIFEST] = write_file(folder / MANIFEST, text.encode())

@@ -7,15 +7,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from foldind.checkpoints.adapterlayout import AdapterLayout, Factors, Whole, lay_out_adapter
 from foldind.checkpoints.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint
 from foldind.checkpoints.header import ITEM_BYTES
-from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.tensors import TensorReader, bytes_of
-from foldind.merging.backend import BACKENDS, Backend
+from foldind.merging.backend import BACKENDS
 from foldind.merging.leading import leading_part
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.rule import Factored, Record, Rule
@@ -24,10 +25,10 @@ from foldind.state.durable import DurableFile, FileDigest, make_folder
 from foldind.state.layout import Representation
 from foldind.state.snapshots import ADAPTER_FOLDER
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
-from foldind.worker.blocks import BLOCK_ELEMENTS, row_blocks
+from foldind.worker.blocks import Block, row_blocks
 from foldind.worker.messages import AdapterStatistics, FoldRequest, Progress, Report
 from foldind.worker.ordered import Parallelism, ordered_map
-from foldind.worker.publish import require_in_range
+from foldind.worker.publish import Part, PublishStep, part_cost
 
 
 def publish_adapter(
@@ -41,6 +42,8 @@ def publish_adapter(
 ) -> tuple[dict[str, FileDigest], AdapterStatistics]:
     """Write the merged update as an adapter, and return the digests of its files and what it holds.
 
+    Nothing is written of a model that has no matrix PEFT could adapt; the rank is then 0.
+
     A matrix whose update has a higher rank than the adapter gets the best approximation of that rank, and of every
     rank below it: the factors are in the order of the singular values.
 
@@ -48,26 +51,33 @@ def publish_adapter(
       CheckpointRefused: a tensor that goes in whole would leave the range of its dtype.
       OSError: a disk is full or failing.
     """
-    folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
-    make_folder(folder)
     config = _base_config(base)
     with TensorReader(base.folder) as reader, AccumulatedState(Path(request.state_folder)) as state:
         held = {tensor.name for tensor in plan.folded if state.representation(tensor.name) is not Representation.ZERO}
         layout = lay_out_adapter(plan, held, config)
+        left_out = tuple(tensor.name for tensor in layout.left_out)
+        if not layout.target_modules:
+            return {}, AdapterStatistics(0, (0.0,), left_out)
+        folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
+        make_folder(folder)
         rank = _rank(layout, state, request.adapter_rank)
-        step = _AdapterStep(rule, BACKENDS[request.backend], base, reader, state, rule.divisor(record), rank)
+        lambda_ = rule.divisor(record)
+        step = _AdapterStep(PublishStep(plan, rule, reader, state, lambda_), request, base, state, lambda_, rank)
         specs = [spec for entry in layout.entries for spec in step.specs(entry)]
+        parts = (part for entry in layout.entries for part in step.parts(entry))
         kept_squared, whole_squared = [0.0] * rank, 0.0
         with (
             TensorFileWriter(folder / ADAPTER, specs, {"format": "pt"}) as writer,
-            closing(ordered_map(step.publish, layout.entries, step.cost, parallelism)) as results,
+            closing(ordered_map(step.publish, parts, step.cost, parallelism)) as results,
         ):
-            for done, (entry, part) in enumerate(zip(layout.entries, results, strict=True), 1):
-                for values in part.tensors:
-                    writer.write(bytes_of(values))
-                whole_squared += part.whole_squared
-                for number, squared in enumerate(part.kept_squared):
-                    kept_squared[number] += squared
+            for done, entry in enumerate(layout.entries, 1):
+                for _ in step.parts(entry):
+                    published = next(results)
+                    for values in published.tensors:
+                        writer.write(bytes_of(values))
+                    whole_squared += published.whole_squared
+                    for number, squared in enumerate(published.kept_squared):
+                        kept_squared[number] += squared
                 report(Progress("publishing adapter", done, len(layout.entries), entry.tensor.name))
             weights = writer.finish()
     text = json.dumps(layout.configuration(rank, str(config.get("_name_or_path") or "")), indent=1).encode() + b"\n"
@@ -75,12 +85,9 @@ def publish_adapter(
         file.write(text)
         files = {ADAPTER: weights, ADAPTER_CONFIG: file.finish()}
     total = record.accumulated_norm**2
-    statistics = AdapterStatistics(
-        rank,
-        # Rounding may have a whole be less than its parts.
-        tuple(min(1.0, (whole_squared + kept) / total) if total else 1.0 for kept in accumulate(kept_squared)),
-        tuple(tensor.name for tensor in layout.left_out),
-    )
+    # Rounding may have a whole be less than its parts.
+    retained = (min(1.0, (whole_squared + kept) / total) if total else 1.0 for kept in accumulate(kept_squared))
+    statistics = AdapterStatistics(rank, tuple(retained), left_out)
     return {f"{ADAPTER_FOLDER}/{name}": digest for name, digest in files.items()}, statistics
 
 
@@ -93,14 +100,20 @@ def _base_config(base: Checkpoint) -> dict[str, Any]:
 
 def _rank(layout: AdapterLayout, state: AccumulatedState, highest: int) -> int:
     """Return the rank of all factors: what the update needs, and at most the highest allowed (0: any)."""
-    matrices = (entry.tensor for entry in layout.entries if isinstance(entry, Factors))
-    needed = max((min(*matrix.shape, state.rank(matrix.name) or min(matrix.shape)) for matrix in matrices), default=1)
-    return max(1, min(needed, highest or needed))
+    needed = 1
+    for entry in layout.entries:
+        if isinstance(entry, Factors):
+            match state.representation(entry.tensor.name):
+                case Representation.DENSE:
+                    needed = max(needed, min(entry.tensor.shape))
+                case Representation.FACTORED:
+                    needed = max(needed, state.rank(entry.tensor.name))
+    return min(needed, highest or needed)
 
 
-class _Part(NamedTuple):
+class _Published(NamedTuple):
     tensors: tuple[Tensor, ...]
-    """In the order of the specs."""
+    """In the order of the specs, or a part of one."""
     kept_squared: Sequence[float] = ()
     """Of factors: squares of the singular values of S that they have, descending."""
     whole_squared: float = 0.0
@@ -108,22 +121,20 @@ class _Part(NamedTuple):
 
 
 class _AdapterStep:
-    """What is done with one tensor; called from several threads at once."""
+    """What is done with one matrix, or one part of another tensor; called from several threads at once."""
 
     def __init__(
         self,
-        rule: Rule,
-        backend: Backend,
+        whole: PublishStep,
+        request: FoldRequest,
         base: Checkpoint,
-        reader: TensorReader,
         state: AccumulatedState,
         lambda_: float,
         rank: int,
     ):
-        self._rule = rule
-        self._backend = backend
+        self._whole = whole
+        self._backend = BACKENDS[request.backend]
         self._base_tensors = base.tensors
-        self._reader = reader
         self._state = state
         self._lambda = lambda_
         self._rank = rank
@@ -138,37 +149,43 @@ class _AdapterStep:
         for name, shape in ((entry.down_name, (self._rank, inputs)), (entry.up_name, (outputs, self._rank))):
             yield TensorSpec(name, "F32", shape, ITEM_BYTES["F32"] * shape[0] * shape[1])
 
-    def cost(self, entry: Factors | Whole) -> int:
-        """Return how many bytes `publish` takes at the most."""
-        if isinstance(entry, Whole):
-            return 4 * self._base_tensors[entry.tensor.name].nbytes
-        m, n = entry.tensor.shape
-        k = min(m, n)
-        factors = 4 * ITEM_BYTES["F32"] * self._rank * (m + n)
-        if self._state.representation(entry.tensor.name) is Representation.FACTORED:
-            return factors
-        wide = ITEM_BYTES["F32"] * m * n if m < n else 0
-        return factors + wide + 4 * ITEM_BYTES["F64"] * k * k + 12 * BLOCK_ELEMENTS
+    def parts(self, entry: Factors | Whole) -> Iterator[Factors | Part]:
+        """Yield what is published of an entry at once, in order."""
+        if isinstance(entry, Factors):
+            yield entry
+        else:
+            yield from self._whole.parts(self._base_tensors[entry.tensor.name])
 
-    def publish(self, entry: Factors | Whole) -> _Part:
-        """Return the tensors of an entry."""
-        name = entry.tensor.name
-        if isinstance(entry, Whole):
-            accumulated = self._state.read(name, None)
-            merged = self._rule.publish(self._reader.read(self._base_tensors[name]), accumulated, self._lambda)
-            require_in_range(merged, name)
-            return _Part((merged,), whole_squared=frobenius_norm(accumulated) ** 2)
-        left, singular_values, right = self._leading_part(name)
+    def cost(self, part: Factors | Part) -> int:
+        """Return how many bytes `publish` takes at the most."""
+        if isinstance(part, Part):
+            return 2 * part_cost(part)
+        m, n = part.tensor.shape
+        factors = 4 * ITEM_BYTES["F32"] * self._rank * (m + n)
+        if self._state.representation(part.tensor.name) is not Representation.DENSE:
+            return factors
+        return factors + Block(part.tensor, (0, m)).decompose_bytes
+
+    def publish(self, part: Factors | Part) -> _Published:
+        """Return the factors of a matrix, or a part of another tensor."""
+        if isinstance(part, Part):
+            merged, name = self._whole.publish(part), part.tensor.name
+            norm = 0.0 if part.bytes else frobenius_norm(self._state.read(name, part.rows))
+            return _Published((merged,), whole_squared=norm**2)
+        left, singular_values, right = self._leading_part(part.tensor)
         room = self._rank - len(singular_values)
         roots = (singular_values / self._lambda).sqrt().float()
         up, down = pad(left * roots, (0, room)), pad(roots[:, None] * right, (0, 0, 0, room))
-        return _Part((up.mT, down.mT) if entry.transposed else (down, up), singular_values.square().tolist())
+        return _Published((up.mT, down.mT) if part.transposed else (down, up), singular_values.square().tolist())
 
-    def _leading_part(self, name: str) -> Factored:
-        if self._state.representation(name) is Representation.FACTORED:
-            left, singular_values, right = self._state.factors(name)
-            return Factored(left[:, : self._rank], singular_values[: self._rank], right[: self._rank])
-        m, n = self._state.shape(name)
+    def _leading_part(self, tensor: PlannedTensor) -> Factored:
+        name, (m, n) = tensor.name, tensor.shape
+        match self._state.representation(name):
+            case Representation.ZERO:
+                return Factored(torch.empty(m, 0), torch.empty(0, dtype=torch.float64), torch.empty(0, n))
+            case Representation.FACTORED:
+                left, singular_values, right = self._state.factors(name)
+                return Factored(left[:, : self._rank], singular_values[: self._rank], right[: self._rank])
         if m >= n:
             return leading_part(
                 lambda: (self._state.read(name, rows) for rows in row_blocks((m, n))), self._rank, self._backend

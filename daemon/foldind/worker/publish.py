@@ -39,13 +39,13 @@ def publish_snapshot(
     folder = Path(request.snapshot_folder)
     files, done = {}, 0
     with TensorReader(base.folder) as reader, AccumulatedState(Path(request.state_folder)) as state:
-        step = _PublishStep(plan, rule, reader, state, lambda_)
+        step = PublishStep(plan, rule, reader, state, lambda_)
         for name, header in base.headers.items():
             specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in header.tensors]
             parts = (part for tensor in header.tensors for part in step.parts(tensor))
             with (
                 TensorFileWriter(folder / name, specs, {"format": "pt"}) as writer,
-                closing(ordered_map(step.publish, parts, _cost, parallelism)) as results,
+                closing(ordered_map(step.publish, parts, part_cost, parallelism)) as results,
             ):
                 for tensor in header.tensors:
                     for _ in step.parts(tensor):
@@ -58,7 +58,9 @@ def publish_snapshot(
     return files
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
+    """Of a tensor of the merged model, what is published at once."""
+
     tensor: TensorInfo
     bytes: tuple[int, int] | None
     """Of what is copied as it is."""
@@ -66,11 +68,12 @@ class _Part(NamedTuple):
     """Of what is merged."""
 
 
-def _cost(part: _Part) -> int:
+def part_cost(part: Part) -> int:
+    """Return how many bytes publishing a part takes at the most."""
     return _BLOCK_BYTES if part.bytes else 4 * ITEM_BYTES["F32"] * BLOCK_ELEMENTS
 
 
-class _PublishStep:
+class PublishStep:
     """What is done with one part; called from several threads at once."""
 
     def __init__(self, plan: Plan, rule: Rule, base: TensorReader, state: AccumulatedState, lambda_: float):
@@ -80,36 +83,31 @@ class _PublishStep:
         self._state = state
         self._lambda = lambda_
 
-    def parts(self, tensor: TensorInfo) -> Iterator[_Part]:
+    def parts(self, tensor: TensorInfo) -> Iterator[Part]:
         """Yield the parts of a tensor, in order."""
         if self._is_as_before(self._plan.by_name[tensor.name]):
             for start in range(0, tensor.nbytes, _BLOCK_BYTES):
-                yield _Part(tensor, (start, min(start + _BLOCK_BYTES, tensor.nbytes)))
+                yield Part(tensor, (start, min(start + _BLOCK_BYTES, tensor.nbytes)))
         else:
             for rows in row_blocks(tensor.shape):
-                yield _Part(tensor, None, rows)
+                yield Part(tensor, None, rows)
 
     def _is_as_before(self, tensor: PlannedTensor) -> bool:
         if tensor.treatment is Treatment.FROZEN:
             return True
         return self._state.representation(tensor.tied_to or tensor.name) is Representation.ZERO
 
-    def publish(self, part: _Part) -> Tensor:
+    def publish(self, part: Part) -> Tensor:
         """Return a part of the merged model."""
         if part.bytes:
             return self._base.read_bytes(part.tensor, *part.bytes)
         planned = self._plan.by_name[part.tensor.name]
         accumulated = self._state.read(planned.tied_to or planned.name, part.rows)
         merged = self._rule.publish(self._base.read(part.tensor, part.rows), accumulated, self._lambda)
-        require_in_range(merged, planned.name)
+        # A sum is finite only if everything in it is; a sum that is not may have overflowed by itself.
+        if not math.isfinite(float(merged.sum(dtype=torch.float32))) and not bool(torch.isfinite(merged).all()):
+            raise CheckpointRefused(
+                f"merged, tensor {planned.name!r} would leave the range of the base's dtype, {merged.dtype}",
+                "check the checkpoint's training run",
+            )
         return merged
-
-
-def require_in_range(merged: Tensor, name: str) -> None:
-    """Check that a tensor of the merged model, or a part of one, is finite in its dtype. Raises CheckpointRefused."""
-    # A sum is finite only if everything in it is; a sum that is not may have overflowed by itself.
-    if not math.isfinite(float(merged.sum(dtype=torch.float32))) and not bool(torch.isfinite(merged).all()):
-        raise CheckpointRefused(
-            f"merged, tensor {name!r} would leave the range of the base's dtype, {merged.dtype}",
-            "check the checkpoint's training run",
-        )
