@@ -56,6 +56,7 @@ def refusal(plan: Plan, folder: Path) -> str:
     with pytest.raises(CheckpointRefused) as refused:
         check(plan, folder)
     assert refused.value.hint
+    assert str(refused.value).isprintable()
     assert time.monotonic() - began < SLOWEST
     return str(refused.value)
 
@@ -91,7 +92,9 @@ def test_what_can_be_folded(plan: Plan, tmp_path: Path) -> None:
         ({"r": 5}, "have rank 4, and adapter_config.json says 5"),
         ({"r": None}, "says None"),
         ({"r": [4]}, "says [4]"),
-        ({"r": "4"}, "says 4"),
+        ({"r": "\x1b[2J"}, r"says '\x1b[2J'"),
+        ({"r": "\ud800"}, r"says '\ud800'"),
+        ({"r": "4"}, "says '4'"),
         *(
             ({"lora_alpha": alpha}, "the alpha")
             for alpha in (float("nan"), float("inf"), "8", None, True, [8], 10**400, -1e300)
@@ -102,6 +105,12 @@ def test_what_can_be_folded(plan: Plan, tmp_path: Path) -> None:
         ({"rank_pattern": {"(": 9}}, "which cannot be read"),
         ({"rank_pattern": {"(?<=a)b": 9}}, "which cannot be read"),
         ({"rank_pattern": {r"(a)\1": 9}}, "which cannot be read"),
+        # What Python, and with it PEFT, takes for something else than our matcher, or for an error.
+        *(
+            ({name: {pattern: 9}}, "which cannot be read")
+            for name in ("rank_pattern", "alpha_pattern")
+            for pattern in ("[[:alpha:].0]*", "enc.{,60}query", "(?i)QUERY", r"\pL+", r"\Qquery\E", "\ud800")
+        ),
         ({"alpha_pattern": {"((((x{900}){900}){900}){900}": 9}}, "which cannot be read"),
         ({"use_dora": True}, "use_dora and the magnitudes"),
     ],
