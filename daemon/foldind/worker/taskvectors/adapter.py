@@ -6,14 +6,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from foldind.checkpoints.adapter import LowRankChange, Shift, read_adapter
+from foldind.checkpoints.adapter import LowRankChange, Shift, Whole, read_adapter
+from foldind.checkpoints.adapterconfig import MERGE
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.tensors import TensorReader
+from foldind.errors import CheckpointRefused
 from foldind.merging.rule import LowRank
-from foldind.worker.blocks import Rows, block_shape
+from foldind.worker.blocks import Rows, block_shape, row_blocks
 from foldind.worker.taskvectors.contract import ABSENT, LowRankSource
+from foldind.worker.taskvectors.tied import names_of, read_tied
 
 
 class Adapter:
@@ -21,6 +24,8 @@ class Adapter:
 
     def __init__(self, plan: Plan, base: Checkpoint, submission: Checkpoint):
         self._changes = read_adapter(submission, plan, ignore=("*",))  # what it has besides was judged when it came
+        self._wholes = {name: change.values for name, change in self._changes.items() if isinstance(change, Whole)}
+        self._plan = plan
         self._base_tensors = base.tensors
         self._readers = ExitStack()
         self._base = self._readers.enter_context(TensorReader(base.folder))
@@ -39,7 +44,13 @@ class Adapter:
             return ABSENT
         if not isinstance(change, LowRankChange) or change.magnitude:
             return None
-        return LowRankSource(change.down.shape[0], lambda: self._factors(change, None))
+
+        def read() -> LowRank:
+            for rows in row_blocks(tensor.shape):
+                self._check_base(change, tensor, rows)
+            return self._factors(change, None)
+
+        return LowRankSource(change.down.shape[0], read)
 
     def read(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
         """Return the rows [first, last) of a task vector, or all of it, float32; see contract.TaskVectors."""
@@ -48,11 +59,24 @@ class Adapter:
             return torch.zeros(block_shape(tensor, rows))
         if isinstance(change, LowRankChange):
             assert rows is not None  # it is of a matrix
+            self._check_base(change, tensor, rows)
             return self._with_magnitude(change, tensor, rows) if change.magnitude else self._product(change, rows)
-        values = self._values(change.values, rows)
         if isinstance(change, Shift):
-            return values.mul_(change.scale)
-        return values.sub_(self._base_values(tensor, rows))
+            return self._values(change.values, rows).mul_(change.scale)
+        names = names_of(self._plan, tensor, self._wholes)
+        whole = read_tied(names, lambda name: self._values(self._wholes[name], rows))
+        assert whole is not None  # it has one at least under its own name
+        return whole.sub_(self._base_values(tensor, rows))
+
+    def _check_base(self, change: LowRankChange, tensor: PlannedTensor, rows: Rows) -> None:
+        if change.base:
+            trained_beside = self._adapter.read(change.base, rows)
+            base = self._base_values(tensor, rows).to(trained_beside.dtype)
+            if not torch.equal(trained_beside, base):
+                raise CheckpointRefused(
+                    f"the adapter's {change.base.name!r} is not the base's {tensor.name!r}",
+                    "check which base it was trained on; if that tensor was trained too, " + MERGE,
+                )
 
     def _product(self, change: LowRankChange, rows: tuple[int, int]) -> Tensor:
         factors = self._factors(change, rows)
