@@ -1,9 +1,10 @@
-"""What adapters without PEFT's help come to: tied tensors, and the base beside the factors."""
+"""What adapters without PEFT's help come to: tied tensors, and magnitudes beyond the range of squares in float32."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from foldind.checkpoints.checkpoint import ADAPTER, ADAPTER_CONFIG
@@ -11,7 +12,7 @@ from foldind.errors import CheckpointRefused
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from tests.checkpoints.folding import DENSE, EMBEDDING, Stream
+from tests.checkpoints.folding import DENSE, EMBEDDING, QUERY, Stream
 from tests.support.models import base_tensors
 
 LM_HEAD = "lm_head.weight"
@@ -41,6 +42,28 @@ def test_tied_tensors_that_are_replaced_by_two(stream: Stream, tmp_path: Path) -
     embedding = base_tensors()[EMBEDDING] + 0.25
     with pytest.raises(CheckpointRefused, match="are one in the base, and differ in it"):
         stream.fold_folder(write(tmp_path / "adapter", {EMBEDDING: embedding, LM_HEAD: embedding + 1}))
+
+
+@pytest.mark.parametrize("name", [QUERY, *DENSE])
+@pytest.mark.parametrize("size", [1e25, 1e12, 1.0], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_magnitudes_of_large_factors(
+    name: str, size: float, transposed: bool, stream: Stream, generator: Generator, tmp_path: Path
+) -> None:
+    """The direction of what is so large has its length all the same."""
+    base = base_tensors()[name].T if transposed else base_tensors()[name]
+    outputs, inputs = base.shape
+    module = name.removesuffix(".weight")
+    up, down = torch.randn(outputs, RANK, generator=generator), size * torch.randn(RANK, inputs, generator=generator)
+    magnitude = 1 + torch.rand(outputs, generator=generator)
+    factors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    magnitudes = {f"{module}.lora_magnitude_vector": magnitude}
+    stream.fold_folder(write(tmp_path / "adapter", factors | magnitudes, use_dora=True, fan_in_fan_out=transposed))
+    total = base.double().numpy() + up.double().numpy() @ down.double().numpy()
+    expected = magnitude.double().numpy()[:, None] * total / np.linalg.norm(total, axis=1, keepdims=True)
+    expected -= base.double().numpy()
+    found = stream.accumulated[name].double().numpy()
+    np.testing.assert_allclose(found, expected.T if transposed else expected, rtol=0, atol=1e-5)
 
 
 class TestTheBaseBesideTheFactors:

@@ -89,18 +89,21 @@ class Adapter:
         return LowRank(self._values(change.down)[:, first:last].mT, self._values(change.up).mul_(change.scale).mT)
 
     def _with_magnitude(self, change: LowRankChange, tensor: PlannedTensor, rows: tuple[int, int]) -> Tensor:
-        """DoRA: m (W + s B A) / ||W + s B A|| - W, the norm that of each output's weights."""
+        """DoRA: m (W + s B A) / ||W + s B A|| - W, the norm that of each output's weights.
+
+        Its squares may leave the range of float32, and a norm that is infinite would leave nothing of the weights.
+        """
         assert change.magnitude is not None
         magnitude = self._values(change.magnitude).reshape(-1)
         if not change.transposed:
             base = self._base_values(tensor, rows)
             total = self._product(change, rows).add_(base)
-            lengths = torch.linalg.vector_norm(total, dim=1, keepdim=True)
-            return total.mul_(magnitude[rows[0] : rows[1], None] / lengths).sub_(base)
+            lengths = torch.linalg.vector_norm(total, dim=1, keepdim=True, dtype=torch.float64)
+            return total.mul_((magnitude[rows[0] : rows[1], None] / lengths).float()).sub_(base)
         base, everything = self._base_values(tensor, None), (0, tensor.shape[0])
         total = self._product(change, everything).add_(base)  # an output's weights are a column
-        lengths = torch.linalg.vector_norm(total, dim=0, keepdim=True)
-        return total.mul_(magnitude / lengths).sub_(base)[rows[0] : rows[1]].contiguous()
+        lengths = torch.linalg.vector_norm(total, dim=0, keepdim=True, dtype=torch.float64)
+        return total.mul_((magnitude / lengths).float()).sub_(base)[rows[0] : rows[1]].contiguous()
 
     def _base_values(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
         return self._base.read(self._base_tensors[tensor.name], rows).float()
