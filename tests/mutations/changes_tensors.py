@@ -94,7 +94,7 @@ def add(rng: Random, file: SafeFile) -> SafeFile:
         return file
     added = tensor._replace(name=rng.choice(free))
     if rng.random() < 0.5:
-        added = _fitting(rng, added, name)
+        added = _fitting(rng, added)
     place = rng.randrange(len(file.tensors) + 1)
     return file._replace(tensors=[*file.tensors[:place], added, *file.tensors[place:]])
 
@@ -110,10 +110,9 @@ _SHAPES = {
 }
 
 
-def _fitting(rng: Random, tensor: Stored, name: str) -> Stored:
+def _fitting(rng: Random, tensor: Stored) -> Stored:
     """With values of the shape that the base has under that name."""
     shape = next((shape for ending, shape in _SHAPES.items() if tensor.name.endswith(ending)), [24])
-    del name
     values = np.array([rng.gauss(0, 0.1) for _ in range(int(np.prod(shape)))], "<f4")
     return tensor._replace(dtype="F32", shape=shape, data=values.tobytes())
 

@@ -10,22 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tests.mutations.bases import TIED, Base
 from tests.mutations.claim import RELATIVE, SMALLEST, Claim, Contradiction, exact, ignored
 
 _PART = re.compile(
-    r"(.*)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(.*)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"|base_layer\.weight)"
     r"(?:(?<=lora_magnitude_vector)\.weight)?"
 )
 
 Parts = dict[str, np.ndarray]
 
 
-def of_adapter(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], base: Base
-) -> dict[str, Claim]:
+def of_adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], base: Base) -> dict[str, Claim]:
     """The task vector of every tensor that it changes."""
     modules: dict[str, Parts] = defaultdict(dict)
     claims: dict[str, list[Claim]] = defaultdict(list)
@@ -34,10 +34,13 @@ def of_adapter(
         if not name.startswith("base_model.model."):
             raise Contradiction(f"{name!r} is no tensor of an adapter")
         inner, values = name.removeprefix("base_model.model."), tensor.double().numpy()
-        if match := _PART.fullmatch(inner):
+        match = _PART.fullmatch(inner)
+        if match and (match[2] != "base_layer.weight" or _has_factors(match[1], tensors)):
             if match[2] in modules[match[1]]:
                 raise Contradiction(f"{name!r} is in it twice")
             modules[match[1]][match[2]] = values
+            if match[2] == "base_layer.weight":
+                _check_base(f"{match[1]}.weight", tensor, base)
             continue
         if ".lora_" in inner or ".token_adapter." in inner:
             raise Contradiction(f"{name!r} is of another kind of adapter")
@@ -83,6 +86,7 @@ def _of_module(module: str, parts: Parts, config: Mapping[str, Any], base: Base)
         raise Contradiction(f"{module} lacks factors")
     down, up = parts.pop(kinds[0]), parts.pop(kinds[1])
     magnitude, bias = parts.pop("lora_magnitude_vector", None), parts.pop("lora_B.bias", None)
+    parts.pop("base_layer.weight", None)
     if parts:
         raise Contradiction(f"{module} has {parts.keys()} besides")
     if (magnitude is not None) != bool(config.get("use_dora")) or (bias is not None and not config.get("lora_bias")):
@@ -154,6 +158,18 @@ def _first(patterns: object, module: str, default: object) -> object:
         if matches:
             return value  # type: ignore[no-any-return]
     return default
+
+
+def _has_factors(module: str, tensors: Mapping[str, Tensor]) -> bool:
+    endings = ("lora_A.weight", "lora_embedding_A")
+    return any(f"base_model.model.{module}.{ending}" in tensors for ending in endings)
+
+
+def _check_base(target: str, values: Tensor, base: Base) -> None:
+    """PEFT saves the matrix beside the factors of an embedding, in the dtype of the adapter."""
+    known = base.tensors.get(target)
+    if known is not None and not (known.shape == values.shape and torch.equal(known.to(values.dtype), values)):
+        raise Contradiction(f"{target} was another when the factors were trained")
 
 
 def _check_shape(target: str, values: np.ndarray, base: Base) -> None:

@@ -12,6 +12,7 @@ TEXTS += ("task_vector", "compressed_task_vector", "LORA", "model.safetensors", 
 OTHERS = (None, [], {}, [4], [[4]], {"a": 4}, [None], {"": ""}, ["query"], list(range(3000)))
 
 _DEEP = re.compile(r'"deep (list|object) (\d+)"')
+_ENTRY = re.compile(rb'("(?:[^"\\]|\\.)*"\s*:\s*)("[^"]*"|[\d.]+|true|false|null|\[[^\[\]{}]*\])')
 
 
 def value(rng: Random) -> Any:
@@ -64,11 +65,8 @@ def spoil(rng: Random, document: Any) -> None:
 
 
 def duplicate_key(rng: Random, text: bytes) -> bytes:
-    """Say something in a JSON text twice: a key and the value after it."""
-    keys = list(re.finditer(rb'"(?:[^"\\]|\\.)*"\s*:\s*("[^"]*"|[\d.]+|true|false|null|\[[^\[\]{}]*\])', text))
-    if not keys:
+    """Say something in a JSON text twice: a key and a value after it."""
+    if not (entries := list(_ENTRY.finditer(text))):
         return text
-    one, other = rng.choice(keys), rng.choice(keys)
-    key = one[0].partition(b":")[0] if b":" not in one[0].partition(b'":')[0] else one[0][: one.start(1) - one.start()]
-    twice = one[0] if rng.random() < 0.5 else key.rstrip(b": ") + b":" + other[1]
-    return text[: one.end()] + b"," + twice + text[one.end() :]
+    entry, other = rng.choice(entries), rng.choice(entries)
+    return text[: entry.end()] + b"," + entry[1] + rng.choice([entry, other])[2] + text[entry.end() :]

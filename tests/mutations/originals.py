@@ -129,9 +129,7 @@ def _dora() -> Files:
         f"{WIDE}.lora_magnitude_vector": _noise(24).abs() + 0.5,
     }
     # The factors of the first are those of a Conv1D layer: the setting decides, for its matrix is square.
-    return _adapter(
-        _factors(QUERY, 24, 24) | _factors(WIDE, 48, 24) | magnitudes, use_dora=True, fan_in_fan_out=True
-    )
+    return _adapter(_factors(QUERY, 24, 24) | _factors(WIDE, 48, 24) | magnitudes, use_dora=True, fan_in_fan_out=True)
 
 
 def _whole_modules() -> Files:
@@ -150,6 +148,7 @@ def _embedding() -> Files:
     """Of a base without tied tensors: an adapter cannot change those."""
     factors = {f"{LARGE.removesuffix('.weight')}.lora_embedding_A": _noise(4, 1100)}
     factors |= {f"{LARGE.removesuffix('.weight')}.lora_embedding_B": _noise(1000, 4)}
+    factors |= {f"{QUERY}.base_layer.weight": BASES["large"]()[f"{QUERY}.weight"]}
     return _adapter(factors | _factors(QUERY, 24, 24))
 
 

@@ -66,7 +66,9 @@ def take_apart(content: bytes) -> SafeFile | None:
 
 def as_float32(tensor: Stored) -> np.ndarray:
     """The elements of a floating-point tensor, in a row."""
-    whole = tensor.data[: len(tensor.data) // 4 * 4] if tensor.dtype == "F32" else tensor.data[: len(tensor.data) // 2 * 2]
+    whole = (
+        tensor.data[: len(tensor.data) // 4 * 4] if tensor.dtype == "F32" else tensor.data[: len(tensor.data) // 2 * 2]
+    )
     raw = np.frombuffer(whole, FLOATS[tensor.dtype])
     return (raw.astype("<u4") << 16).view("<f4") if tensor.dtype == "BF16" else raw.astype("<f4")
 

@@ -1,15 +1,15 @@
-"""Mutations of valid submissions of every format: each is refused with a sentence, or merged as what it claims to be."""
+"""Mutations of valid submissions of every format: each is refused with a sentence, or merged as what it claims."""
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.mutations.mutation import mutate
 from tests.mutations.originals import FORMATS
-from tests.mutations.process import Case, Judge, judge_case
-from tests.mutations.verdict import Outcome, Verdict
+from tests.mutations.outcome import Case, Outcome, Verdict
+from tests.mutations.process import Judge
+from tests.mutations.verdict import judge_case
 
 FEW = 20
 MANY = -(-10_000 // len(FORMATS))
@@ -17,7 +17,7 @@ MANY = -(-10_000 // len(FORMATS))
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
-    with Judge(tmp_path_factory.mktemp("mutations")) as running:
+    with Judge(tmp_path_factory.mktemp("mutations"), judge_case) as running:
         yield running
 
 

@@ -3,9 +3,9 @@
 import shutil
 import time
 import traceback
-from enum import StrEnum
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.match import check_against_plan
@@ -14,29 +14,25 @@ from foldind.memory import reset_peak, resident_bytes
 from foldind.worker.fold import fold_submission
 from foldind.worker.messages import FoldRequest
 
-from tests.mutations.bases import IGNORE, Base
+from tests.mutations.bases import IGNORE, Base, make
 from tests.mutations.claim import Contradiction
 from tests.mutations.comparison import compare
+from tests.mutations.mutation import mutate, original
 from tests.mutations.oracle import claims
 from tests.mutations.originals import Files
+from tests.mutations.outcome import Case, Outcome, Verdict
 from tests.support.wire import write_files
 
 SPARE_BYTES = 200 * 1000**2
 
 
-class Verdict(StrEnum):
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    FAILED = "failed"
-    """Foldin, not the submission."""
+def judge_case(root: Path, case: Case) -> Outcome:
+    """Make a mutation, submit it, and judge what becomes of it."""
+    first = original(case.format)
+    return judge(root, _base(root, first.base), mutate(*case).files, partial=first.partial)
 
 
-class Outcome(NamedTuple):
-    verdict: Verdict
-    reason: str
-    seconds: float
-    bytes: int
-    """That memory grew by at its peak."""
+_base = cache(make)
 
 
 def judge(root: Path, base: Base, files: Files, *, partial: bool) -> Outcome:
@@ -44,10 +40,22 @@ def judge(root: Path, base: Base, files: Files, *, partial: bool) -> Outcome:
     for folder in ("submission", "state", "snapshot"):
         shutil.rmtree(root / folder, ignore_errors=True)
     submission = write_files(root / "submission", files)
+    size = sum(map(len, files.values()))
+    outcome = attempt(lambda: _submit(root, base, submission, partial=partial), size)
+    if outcome.verdict is Verdict.ACCEPTED:
+        try:
+            compare(root, base, claims(submission, base, partial=partial))
+        except (Contradiction, AssertionError) as error:
+            return outcome._replace(verdict=Verdict.FAILED, reason=f"accepted, and {error}")
+    return outcome
+
+
+def attempt(submit: Callable[[], None], size: int) -> Outcome:
+    """Submit so many bytes, and judge how it ends and what it takes."""
     reset_peak()
     before, began = resident_bytes("VmRSS"), time.monotonic()
     try:
-        _submit(root, base, submission, partial=partial)
+        submit()
         verdict, reason = Verdict.ACCEPTED, ""
     except CheckpointRefused as refusal:
         verdict, reason = Verdict.REFUSED, str(refusal)
@@ -56,13 +64,8 @@ def judge(root: Path, base: Base, files: Files, *, partial: bool) -> Outcome:
     except Exception:
         verdict, reason = Verdict.FAILED, traceback.format_exc()
     seconds, grown = time.monotonic() - began, resident_bytes("VmHWM") - before
-    if grown > (most := 2 * sum(map(len, files.values())) + SPARE_BYTES):
+    if grown > (most := 2 * size + SPARE_BYTES):
         verdict, reason = Verdict.FAILED, f"it took {grown} bytes of memory, and {most} are allowed"
-    if verdict is Verdict.ACCEPTED:
-        try:
-            compare(root, base, claims(submission, base, partial=partial))
-        except (Contradiction, AssertionError) as error:
-            verdict, reason = Verdict.FAILED, f"accepted, and {error}"
     return Outcome(verdict, reason, seconds, grown)
 
 
