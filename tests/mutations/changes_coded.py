@@ -132,6 +132,6 @@ def change(rng: Random, files: Files) -> str:
     how = rng.choice(CHANGES)
     try:
         files[SINGLE] = how(rng, file).content()
-    except (ValueError, IndexError, TypeError):  # an earlier change spoiled what this one needs
+    except (ValueError, IndexError, TypeError, AttributeError):  # an earlier change spoiled what this one needs
         return "nothing"
     return how.__name__

@@ -34,7 +34,7 @@ def fill(rng: Random, file: SafeFile) -> SafeFile:
     number = rng.choice(floats)
     tensor = file.tensors[number]
     values = as_float32(tensor).copy()
-    width = tensor.shape[-1] if tensor.shape else 1
+    width = max(1, tensor.shape[-1]) if tensor.shape else 1
     first = rng.choice([0, rng.randrange(max(1, len(values) // width)) * width])
     values[first : rng.choice([first + width, len(values)])] = rng.choice(VALUES)
     return file._replace(tensors=replaced(file.tensors, number, data=from_float32(values, tensor.dtype)))
