@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-faults check format generate bench clean
+.PHONY: demo test test-long test-faults test-mutations check format generate bench clean
 
 # Made from the project's own files; rebuilt when they change.
 $(VENV)/.ready: pyproject.toml deploy/constraints.txt
@@ -24,6 +24,9 @@ test-long: $(VENV)/.ready  ## What takes minutes: sequences and storms at full l
 
 test-faults: $(VENV)/.ready  ## Kills at random moments, for longer
 	$(BIN)/python -m pytest -m faults
+
+test-mutations: $(VENV)/.ready  ## Ten thousand damaged checkpoints of every format; SEED=... repeats a run
+	FOLDIN_TEST_SEED=$(SEED) $(BIN)/python -m pytest -m mutations -s
 
 demo: $(VENV)/.demo-ready  ## The main job on real images, from training to the merged model
 	$(BIN)/python deploy/demo/demo.py

@@ -56,6 +56,7 @@ def refusal(plan: Plan, folder: Path) -> str:
     with pytest.raises(CheckpointRefused) as refused:
         check(plan, folder)
     assert refused.value.hint
+    assert str(refused.value).isprintable()
     assert time.monotonic() - began < SLOWEST
     return str(refused.value)
 
@@ -91,7 +92,9 @@ def test_what_can_be_folded(plan: Plan, tmp_path: Path) -> None:
         ({"r": 5}, "have rank 4, and adapter_config.json says 5"),
         ({"r": None}, "says None"),
         ({"r": [4]}, "says [4]"),
-        ({"r": "4"}, "says 4"),
+        ({"r": "\x1b[2J"}, r"says '\x1b[2J'"),
+        ({"r": "\ud800"}, r"says '\ud800'"),
+        ({"r": "4"}, "says '4'"),
         *(
             ({"lora_alpha": alpha}, "the alpha")
             for alpha in (float("nan"), float("inf"), "8", None, True, [8], 10**400, -1e300)
@@ -102,6 +105,12 @@ def test_what_can_be_folded(plan: Plan, tmp_path: Path) -> None:
         ({"rank_pattern": {"(": 9}}, "which cannot be read"),
         ({"rank_pattern": {"(?<=a)b": 9}}, "which cannot be read"),
         ({"rank_pattern": {r"(a)\1": 9}}, "which cannot be read"),
+        # What Python, and with it PEFT, takes for something else than our matcher, or for an error.
+        *(
+            ({name: {pattern: 9}}, "which cannot be read")
+            for name in ("rank_pattern", "alpha_pattern")
+            for pattern in ("[[:alpha:].0]*", "enc.{,60}query", "(?i)QUERY", r"\pL+", r"\Qquery\E", "\ud800")
+        ),
         ({"alpha_pattern": {"((((x{900}){900}){900}){900}": 9}}, "which cannot be read"),
         ({"use_dora": True}, "use_dora and the magnitudes"),
     ],
@@ -188,7 +197,8 @@ def test_configurations_that_are_none(config: bytes, sentence: str, plan: Plan, 
         (factors(lora_A__weight=torch.ones(RANK, WIDTH, dtype=torch.int8)), "has dtype I8"),
         (factors(lora_B__weight=torch.ones(WIDTH, RANK, dtype=torch.float64)), "has dtype F64"),
         (factors(lora_magnitude_vector=torch.ones(WIDTH)), "use_dora and the magnitudes"),
-        (factors(lora_B__bias=torch.ones(WIDTH + 1)), "has shape"),
+        (factors(base_layer__weight=torch.ones(WIDTH + 1, WIDTH)), "has shape"),
+        (factors(base_layer__weight=torch.ones(WIDTH, WIDTH).to(torch.int8)), "has dtype I8"),
         (factors(lora_E=torch.ones(RANK)), "which cannot be folded"),
         ({f"{MODULE}.lora_B.bias": torch.ones(WIDTH)}, "without its lora_A.weight"),
         ({f"{MODULE}.lora_magnitude_vector": torch.ones(WIDTH)}, "belongs to no factors"),
@@ -211,6 +221,31 @@ def test_one_of_two_that_are_tied(plan: Plan, tmp_path: Path) -> None:
         "base_model.model.lm_head.lora_B.weight": torch.ones(rows, RANK),
     }
     assert "which is tied to another tensor" in refusal(plan, write(tmp_path, CONFIG, tensors))
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, "lm_head.weight"])
+def test_one_of_two_that_are_tied_replaced(name: str, plan: Plan, tmp_path: Path) -> None:
+    tensors = factors() | {f"base_model.model.{name}": base_tensors()[EMBEDDING] + 1}
+    assert "which is tied to another tensor" in refusal(plan, write(tmp_path, CONFIG, tensors))
+
+
+@pytest.mark.parametrize("second", [f"{QUERY}.weight", f"{QUERY}.modules_to_save.weight"])
+def test_a_tensor_that_is_changed_twice(second: str, plan: Plan, tmp_path: Path) -> None:
+    tensors = factors() | {f"base_model.model.{second}": torch.ones(WIDTH, WIDTH)}
+    assert f"the adapter changes '{QUERY}.weight' twice" in refusal(plan, write(tmp_path, CONFIG, tensors))
+
+
+def test_a_tensor_that_two_pairs_of_factors_change(plan: Plan, tmp_path: Path) -> None:
+    other = factors(lora_embedding_A=torch.ones(RANK, WIDTH), lora_embedding_B=torch.ones(WIDTH, RANK))
+    assert f"the adapter changes '{QUERY}.weight' twice" in refusal(plan, write(tmp_path, CONFIG, other))
+
+
+def test_a_bias_of_the_factors_that_the_configuration_lacks(plan: Plan, tmp_path: Path) -> None:
+    tensors = factors(lora_B__bias=torch.ones(WIDTH))
+    check(plan, write(tmp_path, CONFIG | {"lora_bias": True}, tensors))
+    assert "no lora_bias in adapter_config.json" in refusal(plan, write(tmp_path, CONFIG, tensors))
+    too_long = factors(lora_B__bias=torch.ones(WIDTH + 1))
+    assert "has shape" in refusal(plan, write(tmp_path, CONFIG | {"lora_bias": True}, too_long))
 
 
 def test_magnitudes_of_another_length(plan: Plan, tmp_path: Path) -> None:

@@ -146,10 +146,10 @@ class TestTheDoor:
         assert sentence.isprintable()
         assert len(sentence) < 300
 
-    @pytest.mark.parametrize("kinds", [("task_vector", "model"), ("compressed_task_vector", "task_vector")])
+    @pytest.mark.parametrize("kinds", [("task_vector", "model"), ("model", "\x1b[2J"), ("\u202e", "model")])
     def test_files_of_different_kinds(self, kinds: tuple[str, str], stream: Stream, tmp_path: Path) -> None:
         folder = write_shards(tmp_path / "mixed", difference(base_tensors(1), base_tensors()), kinds)
-        assert f"its files differ in foldin.kind: {', '.join(sorted(kinds))}" in self.refusal(stream, folder)
+        assert f"its files differ in foldin.kind: {', '.join(map(repr, sorted(kinds)))}" in self.refusal(stream, folder)
 
     def test_a_model_is_no_task_vector_of_itself(self, stream: Stream, tmp_path: Path) -> None:
         folder = write(tmp_path / "model", {QUERY: torch.ones(24, 24)}, {KIND: "model"})

@@ -147,6 +147,14 @@ ATTACKS: Mapping[str, tuple[Callable[[], bytes], str]] = {
     "shape of floats": (lambda: entry(shape=[2.0, 3.0]), "a shape that is not a list"),
     "shape of lists": (lambda: entry(shape=[[2], [3]]), "a shape that is not a list"),
     "negative sizes": (lambda: entry(shape=[-2, -3]), "a shape that is not a list"),
+    "a size of minus zero": (
+        lambda: craft('{"a": {"dtype": "F32", "shape": [-0], "data_offsets": [0, 0]}}', b""),
+        "a shape that is not a list",
+    ),
+    "an offset of minus zero": (
+        lambda: craft('{"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [-0, 24]}}'),
+        "data_offsets that are not an ascending pair",
+    ),
     "sizes beyond 63 bits": (lambda: entry(shape=[2**63]), "a shape that is not a list"),
     "a size as an exponent": (
         lambda: craft('{"a": {"dtype": "F32", "shape": [6e0], "data_offsets": [0, 24]}}'),
@@ -165,6 +173,8 @@ ATTACKS: Mapping[str, tuple[Callable[[], bytes], str]] = {
     "metadata as a string": (lambda: craft({"__metadata__": "pt", "a": ENTRY}), "not a map of strings"),
     "metadata of numbers": (lambda: craft({"__metadata__": {"n": 1}, "a": ENTRY}), "not a map of strings"),
     "metadata of objects": (lambda: craft({"__metadata__": {"n": {}}, "a": ENTRY}), "not a map of strings"),
+    "metadata with half a surrogate": (lambda: craft({"__metadata__": {"n": "\ud800"}}, b""), "not a map of strings"),
+    "metadata named half a surrogate": (lambda: craft({"__metadata__": {"\ud800": "n"}}, b""), "not a map of strings"),
     "metadata as a tensor": (lambda: craft({"__metadata__": ENTRY}), "not a map of strings"),
     "empty name": (lambda: craft({"": ENTRY}), "names a tensor ''"),
     "name with a newline": (lambda: craft({"a\nb": ENTRY}), r"names a tensor 'a\nb'"),

@@ -5,7 +5,7 @@ Source: huggingface/peft, tuners/lora (layout of the files, and `merge_and_unloa
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foldind.checkpoints.adapterconfig import MERGE, SAVE, check_foldable, read_adapter_config, scale_of
@@ -16,6 +16,8 @@ from foldind.checkpoints.vocabulary import check_shape
 from foldind.errors import CheckpointRefused
 
 _PREFIX = "base_model.model."
+_FACTORS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
+_BASE_LAYER = ".base_layer.weight"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class LowRankChange:
     """Whether the base's tensor is (in, out): Conv1D layers and embeddings."""
     magnitude: TensorInfo | None
     """m, (out,), of a DoRA adapter: each output's row of the sum is then given this length."""
+    base: TensorInfo | None = None
+    """The matrix that the factors were trained beside, where PEFT saved it: that of the base."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,13 @@ def read_adapter(
         if not name.startswith(_PREFIX):
             raise CheckpointRefused(f"the adapter's tensor {name!r} does not begin with {_PREFIX!r}", SAVE)
         found = _change(config, name, tensor, tensors)
-        if found is None:
+        if found is None or _is_beside_factors(name, tensors):
             continue
         target, change = found
         if target in resized and isinstance(change, LowRankChange):
             raise CheckpointRefused(f"the adapter changes {target!r} by factors, and resizes its vocabulary", MERGE)
+        if target in changes:
+            raise CheckpointRefused(f"the adapter changes {target!r} twice, by {name!r} and otherwise", MERGE)
         if planned := plan.by_name.get(target):
             changes[target] = _settle(change, planned, plan, config)
         elif not matches_any(target, ignore):
@@ -90,6 +96,7 @@ def read_adapter(
             f"the adapter changes tensors that the base lacks: {', '.join(unknown[:5])}{more}",
             "check which base it was trained on, or have the operator add a pattern for them to `ignore`",
         )
+    _check_tied(changes, plan)
     if not changes:
         raise CheckpointRefused("the adapter changes no tensor of the base", "check which base it was trained on")
     return changes
@@ -100,7 +107,7 @@ def _change(
 ) -> tuple[str, Change] | None:
     """Return the base's tensor that a tensor of the adapter is about, and the change; None: it is part of another's."""
     inner = name.removeprefix(_PREFIX)
-    for down, up in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
+    for down, up in _FACTORS:
         module = inner.removesuffix(down)
         if module != inner:
             if _PREFIX + module + up not in tensors:
@@ -115,6 +122,7 @@ def _change(
                 scale_of(config, module, rank),
                 transposed=down == ".lora_embedding_A",
                 magnitude=magnitude,
+                base=tensors.get(f"{_PREFIX}{module}{_BASE_LAYER}"),
             )
         module = inner.removesuffix(up)
         if module != inner:
@@ -126,6 +134,8 @@ def _change(
         down_tensor = tensors.get(f"{_PREFIX}{module}.lora_A.weight")
         if down_tensor is None or not down_tensor.shape:
             raise CheckpointRefused(f"the adapter has {name!r} without its lora_A.weight", SAVE)
+        if not config.get("lora_bias"):
+            raise CheckpointRefused(f"the adapter has {name!r}, and no lora_bias in {ADAPTER_CONFIG}", SAVE)
         return f"{module}.bias", Shift(tensor, scale_of(config, module, down_tensor.shape[0]))
     if ".lora_magnitude_vector" in inner:
         module = inner.partition(".lora_magnitude_vector")[0]
@@ -147,6 +157,11 @@ def _module_name(inner: str) -> str:
     return inner.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
+def _is_beside_factors(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    module = name.removesuffix(_BASE_LAYER)
+    return module != name and any(module + down in tensors for down, _ in _FACTORS)
+
+
 def _magnitudes(module: str) -> tuple[str, str]:
     name = f"{_PREFIX}{module}.lora_magnitude_vector"
     return name, f"{name}.weight"
@@ -155,7 +170,11 @@ def _magnitudes(module: str) -> tuple[str, str]:
 def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[str, Any]) -> Change:
     """Check a change against the tensor that it is of."""
     name = planned.name
-    parts = [change.up, change.down, change.magnitude] if isinstance(change, LowRankChange) else [change.values]
+    parts = (
+        [change.up, change.down, change.magnitude, change.base]
+        if isinstance(change, LowRankChange)
+        else [change.values]
+    )
     for tensor in parts:
         if tensor and tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointRefused(
@@ -167,10 +186,6 @@ def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[
     if not isinstance(change, LowRankChange):
         check_shape(change.values.name, change.values.shape, planned, plan)
         return change
-    if planned.treatment is Treatment.TIED or name in plan.tied_names:
-        raise CheckpointRefused(
-            f"the adapter changes {name!r}, which is tied to another tensor in the base", "leave it out of the adapter"
-        )
     up, down = change.up.shape, change.down.shape
     if len(up) != 2 or len(down) != 2 or up[1] != down[0] or len(planned.shape) != 2:
         raise CheckpointRefused(
@@ -186,11 +201,24 @@ def _settle(change: Change, planned: PlannedTensor, plan: Plan, config: Mapping[
         bool(config.get("fan_in_fan_out")) if upright == lying else planned.shape == lying
     )
     _check_shape(lying if transposed else upright, planned)
+    if change.base:
+        _check_shape(change.base.shape, planned)
     if change.magnitude and math.prod(change.magnitude.shape) != up[0]:
         raise CheckpointRefused(
             f"the adapter has magnitudes of shape {list(change.magnitude.shape)} for {up[0]} outputs of {name!r}", SAVE
         )
-    return LowRankChange(change.up, change.down, change.scale, transposed, change.magnitude)
+    return replace(change, transposed=transposed)
+
+
+def _check_tied(changes: Mapping[str, Change], plan: Plan) -> None:
+    """Check that what is one in the base stays one: it can only be replaced, and under all its names."""
+    for first, others in plan.tied_names.items():
+        changed = [name for name in (first, *others) if name in changes]
+        if changed and not all(isinstance(changes.get(name), Whole) for name in (first, *others)):
+            raise CheckpointRefused(
+                f"the adapter changes {changed[0]!r}, which is tied to another tensor in the base",
+                "leave it out of the adapter",
+            )
 
 
 def _check_shape(shape: Sequence[int], planned: PlannedTensor) -> None:

@@ -6,6 +6,7 @@ Source: huggingface/peft, tuners/lora/config.py.
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -24,6 +25,9 @@ _MOST_EXPRESSIONS = 64
 """Each is held against every module."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+_READ_OTHERWISE = re.compile(r"\{,|\[:|\\[pPCQEz]|\(\?[a-zA-Z]+\)")
+"""What an expression can have that PEFT, with Python's own matcher, takes for something else or for an error."""
 
 _UNDERSTOOD = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora"}
@@ -91,7 +95,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     stated = _matching(config, "rank_pattern", module, config.get("r"))
     if stated != rank or rank < 1:
         raise CheckpointRefused(
-            f"the factors of {module!r} have rank {rank}, and {ADAPTER_CONFIG} says {str(stated)[:20]}",
+            f"the factors of {module!r} have rank {rank}, and {ADAPTER_CONFIG} says {reprlib.repr(stated)}",
             "its configuration is of another adapter; submit the folder as PEFT saved it",
         )
     alpha = _matching(config, "alpha_pattern", module, config.get("lora_alpha"))
@@ -120,13 +124,16 @@ def _matches(pattern: str, module: str) -> bool:
         if start < 0 or (start and module[start - 1] != "."):
             return False
         return all(wanted in (".", found) for wanted, found in zip(pattern, module[start:], strict=True))
+    unreadable = CheckpointRefused(
+        f"{ADAPTER_CONFIG} has the pattern {pattern[:80]!r}, which cannot be read", "write simpler patterns"
+    )
+    if _READ_OTHERWISE.search(pattern):
+        raise unreadable
     import re2  # a submitter's pattern, which Python's own matcher could be busy with for years
 
     options = re2.Options()
     options.log_errors = False
     try:
         return re2.fullmatch(rf"(.*\.)?({pattern})", module, options) is not None
-    except re2.error as error:
-        raise CheckpointRefused(
-            f"{ADAPTER_CONFIG} has the pattern {pattern[:80]!r}, which cannot be read", "write simpler patterns"
-        ) from error
+    except (re2.error, UnicodeEncodeError) as error:
+        raise unreadable from error

@@ -33,7 +33,8 @@ def form_of(checkpoint: Checkpoint) -> Form:
     kinds = {header.metadata.get(KIND, Form.MODEL.value) for header in checkpoint.headers.values()}
     if len(kinds) > 1:
         raise CheckpointRefused(
-            f"its files differ in {KIND}: {', '.join(sorted(kinds))}"[:200], "write all of them in one form"
+            f"its files differ in {KIND}: {', '.join(repr(kind[:80]) for kind in sorted(kinds))}"[:200],
+            "write all of them in one form",
         )
     (kind,) = kinds
     if kind not in (known := [form.value for form in Form if form is not Form.ADAPTER]):

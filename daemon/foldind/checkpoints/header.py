@@ -6,6 +6,7 @@ Source: the format description of huggingface/safetensors: 8 bytes little-endian
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from foldind.errors import CheckpointIncomplete, CheckpointRefused
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_NAME_LENGTH = 500
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Of surrogates: JSON can write it, and UTF-8 cannot, and so no ledger, log or answer."""
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,
@@ -114,7 +118,7 @@ def read_open_header(file: BinaryIO, path: Path, max_bytes: int = MAX_HEADER_BYT
         )
     entries = _parse(path, text)
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, [*metadata, *metadata.values()])):
         _refuse(path, "has a __metadata__ that is not a map of strings", "write it with save_pretrained")
     tensors = sorted(
         (_tensor(path, name, entry, 8 + length) for name, entry in entries.items()),
@@ -144,8 +148,13 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def no_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is no JSON")
 
+    def integer(digits: str) -> int | float:
+        return -0.0 if digits == "-0" else int(digits)  # as the safetensors library reads it: no size
+
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        entries = json.loads(
+            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant, parse_int=integer
+        )
     except (ValueError, RecursionError) as error:
         # Zeros are no JSON: they are the room that a copier reserved and did not write to yet.
         kind = CheckpointIncomplete if b"\0" in text or not text else CheckpointRefused
@@ -178,6 +187,10 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
             "write it anew with save_pretrained",
         )
     return TensorInfo(name, path.name, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not _HALF_PAIR.search(value)
 
 
 def _sizes(value: object) -> bool:

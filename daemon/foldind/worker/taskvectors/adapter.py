@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from foldind.checkpoints.adapter import LowRankChange, Shift, Whole, read_adapter
+from foldind.checkpoints.adapterconfig import MERGE
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.tensors import TensorReader
+from foldind.errors import CheckpointRefused
 from foldind.merging.rule import LowRank
-from foldind.worker.blocks import Rows, block_shape
+from foldind.worker.blocks import Rows, block_shape, row_blocks
 from foldind.worker.taskvectors.contract import ABSENT, LowRankSource
 from foldind.worker.taskvectors.tied import names_of, read_tied
 
@@ -23,6 +25,7 @@ class Adapter:
     def __init__(self, plan: Plan, base: Checkpoint, submission: Checkpoint):
         self._plan = plan
         self._changes = read_adapter(submission, plan, ignore=("*",))  # what it has besides was judged when it came
+        self._wholes = {name: change.values for name, change in self._changes.items() if isinstance(change, Whole)}
         self._base_tensors = base.tensors
         self._readers = ExitStack()
         self._base = self._readers.enter_context(TensorReader(base.folder))
@@ -42,7 +45,13 @@ class Adapter:
         change = self._changes[names[0]]
         if not isinstance(change, LowRankChange) or change.magnitude:
             return None
-        return LowRankSource(change.down.shape[0], lambda: self._factors(change, None))
+
+        def read() -> LowRank:
+            for rows in row_blocks(tensor.shape):
+                self._check_base(change, tensor, rows)
+            return self._factors(change, None)
+
+        return LowRankSource(change.down.shape[0], read)
 
     def read(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
         """Return the rows [first, last) of a task vector, or all of it, float32; see contract.TaskVectors."""
@@ -52,17 +61,24 @@ class Adapter:
         change = self._changes[names[0]]
         if isinstance(change, LowRankChange):
             assert rows is not None  # it is of a matrix
+            self._check_base(change, tensor, rows)
             return self._with_magnitude(change, tensor, rows) if change.magnitude else self._product(change, rows)
         if isinstance(change, Shift):
             return self._values(change.values, rows).mul_(change.scale)
-        values = read_tied(names, lambda name: self._whole(name, rows))
-        assert values is not None
-        return values.sub_(self._base_values(tensor, rows))
+        names = names_of(self._plan, tensor, self._wholes)
+        whole = read_tied(names, lambda name: self._values(self._wholes[name], rows))
+        assert whole is not None  # it has one at least under its own name
+        return whole.sub_(self._base_values(tensor, rows))
 
-    def _whole(self, name: str, rows: Rows) -> Tensor:
-        change = self._changes[name]
-        assert isinstance(change, Whole)  # nothing else is admitted of tensors that are tied
-        return self._values(change.values, rows)
+    def _check_base(self, change: LowRankChange, tensor: PlannedTensor, rows: Rows) -> None:
+        if change.base:
+            trained_beside = self._adapter.read(change.base, rows)
+            base = self._base_values(tensor, rows).to(trained_beside.dtype)
+            if not torch.equal(trained_beside, base):
+                raise CheckpointRefused(
+                    f"the adapter's {change.base.name!r} is not the base's {tensor.name!r}",
+                    "check which base it was trained on; if that tensor was trained too, " + MERGE,
+                )
 
     def _product(self, change: LowRankChange, rows: tuple[int, int]) -> Tensor:
         factors = self._factors(change, rows)
@@ -75,18 +91,21 @@ class Adapter:
         return LowRank(self._values(change.down)[:, first:last].mT, self._values(change.up).mul_(change.scale).mT)
 
     def _with_magnitude(self, change: LowRankChange, tensor: PlannedTensor, rows: tuple[int, int]) -> Tensor:
-        """DoRA: m (W + s B A) / ||W + s B A|| - W, the norm that of each output's weights."""
+        """DoRA: m (W + s B A) / ||W + s B A|| - W, the norm that of each output's weights.
+
+        Its squares may leave the range of float32, and a norm that is infinite would leave nothing of the weights.
+        """
         assert change.magnitude is not None
         magnitude = self._values(change.magnitude).reshape(-1)
         if not change.transposed:
             base = self._base_values(tensor, rows)
             total = self._product(change, rows).add_(base)
-            lengths = torch.linalg.vector_norm(total, dim=1, keepdim=True)
-            return total.mul_(magnitude[rows[0] : rows[1], None] / lengths).sub_(base)
+            lengths = torch.linalg.vector_norm(total, dim=1, keepdim=True, dtype=torch.float64)
+            return total.mul_((magnitude[rows[0] : rows[1], None] / lengths).float()).sub_(base)
         base, everything = self._base_values(tensor, None), (0, tensor.shape[0])
         total = self._product(change, everything).add_(base)  # an output's weights are a column
-        lengths = torch.linalg.vector_norm(total, dim=0, keepdim=True)
-        return total.mul_(magnitude / lengths).sub_(base)[rows[0] : rows[1]].contiguous()
+        lengths = torch.linalg.vector_norm(total, dim=0, keepdim=True, dtype=torch.float64)
+        return total.mul_((magnitude / lengths).float()).sub_(base)[rows[0] : rows[1]].contiguous()
 
     def _base_values(self, tensor: PlannedTensor, rows: Rows) -> Tensor:
         return self._base.read(self._base_tensors[tensor.name], rows).float()
