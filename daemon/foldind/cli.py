@@ -116,7 +116,7 @@ def init(
     since they decide the bytes of every merge. Example: `foldind init --base ./bert-base --state ./state`
     """
     from foldind.config import merge_settings
-    from foldind.state.creation import create_state
+    from foldind.state.creation import check_places, create_state
     from foldind.worker.choice import choose_backend
 
     with _sentences(), errors.status("starting") as status:
@@ -129,6 +129,7 @@ def init(
             backend=backend,
             threads=threads,
         )
+        check_places(base, state)
         if backend is None:
             status.update("measuring linear algebra")
             choice = choose_backend(settings.threads)

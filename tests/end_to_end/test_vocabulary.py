@@ -89,7 +89,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-@pytest.mark.parametrize("rows", [ROWS - 20, ROWS + 4])
+@pytest.mark.parametrize("rows", [ROWS + 4, pytest.param(ROWS - 20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", MODELS)
 def test_resized_models(kind: str, rows: int, tmp_path: Path) -> None:
     make, tables = MODELS[kind]
@@ -182,7 +182,7 @@ def test_drops(vocab: str, base: Path, tmp_path: Path) -> None:
             assert box.accepted("task")["common_rows"] == {EMBEDDING: counts, HEAD: counts}
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_adapters_that_save_their_embeddings(tied: bool, tmp_path: Path) -> None:
     llama(tied).save_pretrained(tmp_path / "base")
     model = llama(tied)

@@ -98,7 +98,11 @@ def test_storm(
 
 
 @pytest.mark.parametrize(
-    ("kills", "drops"), [(3, 9), pytest.param(40, 120, marks=[pytest.mark.faults, pytest.mark.timeout(1500)])]
+    ("kills", "drops"),
+    [
+        pytest.param(3, 9, marks=pytest.mark.long),
+        pytest.param(40, 120, marks=[pytest.mark.faults, pytest.mark.timeout(1500)]),
+    ],
 )
 def test_kills(
     state: Path,

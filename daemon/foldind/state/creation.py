@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import open_checkpoint
+from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
 from foldind.config import MergeSettings, configuration_text
 from foldind.errors import StateError
@@ -31,9 +31,7 @@ def create_state(base: Path, root: Path, merge: MergeSettings, report: Callable[
       OSError: it cannot be read or written.
     """
     root = root.absolute()
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise StateError(f"{root} exists and is not empty", "choose another folder, or remove it")
-    checkpoint = open_checkpoint(base)
+    checkpoint = check_places(base, root)
     report("reading the base")
     plan = make_plan(checkpoint, merge.summed)
     if not plan.folded:
@@ -65,6 +63,13 @@ def create_state(base: Path, root: Path, merge: MergeSettings, report: Callable[
     finally:
         remove(temporary.root)
     return plan
+
+
+def check_places(base: Path, root: Path) -> Checkpoint:
+    """Check that there is a base, and nothing where its state folder is to be; return the base. Raises as above."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise StateError(f"{root} exists and is not empty", "choose another folder, or remove it")
+    return open_checkpoint(base)
 
 
 def base_digest(files: Mapping[str, FileDigest]) -> str:
