@@ -279,3 +279,16 @@ def test_what_is_in_it_is_applied_and_what_is_not_is_named(name: str, tmp_path: 
     kept = {tensor: values if tensor not in left_out else base[tensor] for tensor, values in expert.items()}
     stream.fold(kept)
     assert_equal_but_not_the_base(*merged_both_ways(model, stream))
+
+
+def test_a_model_whose_modules_peft_does_not_find(tmp_path: Path) -> None:
+    model, _ = made("vit", tmp_path / "base")
+    stream = Stream(tmp_path, None, publish=BOTH)
+    perturb(model, 0.02)
+    model.save_pretrained(tmp_path / "expert")
+    result = stream.fold_folder(tmp_path / "expert")
+    assert result.adapter
+    assert (result.adapter.rank, result.adapter.retained) == (0, (0.0,))
+    assert set(result.adapter.left_out) == {tensor.name for tensor in stream.plan.folded}
+    assert result.snapshot_files.keys() == {"model.safetensors"}
+    assert not (stream.snapshot_folder / "adapter").exists()

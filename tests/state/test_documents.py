@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
 from foldind.state.durable import FileDigest, digest_file
 from foldind.state.records import Submission, SubmissionState, Version, VersionState
-from foldind.worker.messages import FoldResult, TensorStatistics
+from foldind.worker.messages import AdapterStatistics, FoldResult, TensorStatistics
 
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors, make_base
@@ -178,3 +179,17 @@ def test_equal_merges_are_equal_bytes(daemon: Daemon, elsewhere: Daemon, tmp_pat
             assert names == {path.name for path in there.iterdir()}
             for name in names:
                 assert digest_file(here / name) == digest_file(there / name), name
+
+
+def test_the_card_of_an_adapter_tells_what_each_rank_holds() -> None:
+    adapter = AdapterStatistics(5, (0.5, 0.7, 0.8, 0.9, 0.98765), ("logit_scale",))
+    cards = model_cards(1, submission(), replace(result(), adapter=adapter), [], "opcm")
+    assert cards.keys() == {"README.md", "adapter/README.md"}
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", cards["adapter/README.md"], re.MULTILINE)
+    assert rows == [("1", "50.00 %"), ("2", "70.00 %"), ("4", "90.00 %"), ("5", "98.77 %")]
+    assert "no place for them: `logit_scale`." in cards["adapter/README.md"]
+
+
+def test_without_an_adapter_there_is_no_card_of_one() -> None:
+    adapter = AdapterStatistics(0, (0.0,), ("a.weight",))
+    assert model_cards(1, submission(), replace(result(), adapter=adapter), [], "opcm").keys() == {"README.md"}
