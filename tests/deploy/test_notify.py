@@ -125,6 +125,7 @@ def test_a_loop_that_hangs_starves_the_watchdog(manager: Manager, tmp_path: Path
         daemon.kill()
 
 
+@pytest.mark.long
 def test_a_long_fold_does_not(manager: Manager, tmp_path: Path) -> None:
     Daemon(tmp_path / "state", make_base(tmp_path / "base"))
     daemon = FaultDaemon(

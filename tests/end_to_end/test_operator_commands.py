@@ -67,7 +67,9 @@ def test_plan_of_shards(tmp_path: Path, base: Path) -> None:
 
 
 def test_init_says_what_comes_next(tmp_path: Path, base: Path) -> None:
-    ended = foldind("init", "--base", str(base), "--state", str(tmp_path / "state"), "--alpha", "0.3")
+    ended = foldind(
+        "init", "--base", str(base), "--state", str(tmp_path / "state"), "--alpha", "0.3", "--backend", "torch"
+    )
     assert "3 projected" in ended.stderr
     assert f"foldind serve --state {tmp_path / 'state'}" in ended.stderr
     assert "alpha = 0.3" in (tmp_path / "state" / "foldin.toml").read_text()

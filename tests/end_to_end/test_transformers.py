@@ -136,7 +136,7 @@ def test_an_encoder(transformers: Any, bert: tuple[Any, Path], serve: Callable[.
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["gpt2", pytest.param("t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.long) for name in ("gpt2", "t5")])
 def test_tied_embeddings(
     transformers: Any, request: pytest.FixtureRequest, serve: Callable[..., Client], tmp_path: Path, family: str
 ) -> None:

@@ -153,6 +153,7 @@ def test_on_the_server_and_by_the_command(base: Path, tmp_path: Path) -> None:
             client.submit(tmp_path / "task", vocab="common", compress="int8", base=base)
 
 
+@pytest.mark.long
 def test_what_was_queued_is_folded_after_a_crash(base: Path, tmp_path: Path) -> None:
     """The policy is in the ledger, and not in the memory of the daemon that was asked."""
     fine_tuned(llama(), ROWS + 4, seed=1).save_pretrained(tmp_path / "task")
@@ -165,7 +166,7 @@ def test_what_was_queued_is_folded_after_a_crash(base: Path, tmp_path: Path) -> 
             assert client.wait(id).common_rows[0].folded == ROWS
 
 
-@pytest.mark.parametrize("vocab", ["same", "common"])
+@pytest.mark.parametrize("vocab", ["common", pytest.param("same", marks=pytest.mark.long)])
 def test_drops(vocab: str, base: Path, tmp_path: Path) -> None:
     inbox = tmp_path / "inbox"
     inbox.mkdir()
@@ -207,6 +208,7 @@ def test_adapters_that_save_their_embeddings(tied: bool, tmp_path: Path) -> None
         torch.testing.assert_close(found.state_dict()[name], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_adapters_of_resized_tables_by_factors_are_refused(base: Path, tmp_path: Path) -> None:
     model = llama()
     model.resize_token_embeddings(ROWS + 4)

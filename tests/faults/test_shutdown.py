@@ -101,6 +101,7 @@ def test_just_when_a_merge_is_taken_up(slow: Prepared, tmp_path: Path, fault_dae
     evidence.check_stopped(daemon.state)
 
 
+@pytest.mark.long
 def test_twice_changes_nothing(slow: Prepared, tmp_path: Path, fault_daemon: MakeDaemon) -> None:
     daemon = fault_daemon(slow.copy(tmp_path)).start_warm()
     with daemon.client() as client:

@@ -141,6 +141,7 @@ def test_no_room_for_a_copy(disk: SmallDisk, base: Path, tmp_path: Path, start_d
         daemon.kill()  # before the disk goes
 
 
+@pytest.mark.long
 def test_another_device_for_what_is_accepted(start: Callable[..., Box], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "inbox").mkdir()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
@@ -153,6 +154,7 @@ def test_another_device_for_what_is_accepted(start: Callable[..., Box], tmp_path
         wait_for(lambda: not box.waiting(), "the original to be removed")
 
 
+@pytest.mark.long
 def test_a_mount_point_is_folded_once(start: Callable[..., Box], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "inbox").mkdir()
     try:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.daemon import Daemon, wait_for
 from tests.support.http import scrape
 from tests.support.models import make_checkpoint
@@ -40,6 +42,7 @@ def test_the_next_merge_finds_them(base: Path, tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.long
 def test_after_a_rollback_and_a_restart(base: Path, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "state", base)
     with daemon, daemon.client() as client:

@@ -1,14 +1,19 @@
 """A daemon as a real process."""
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -43,7 +48,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
         if not state.exists():
             assert base is not None
-            foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(state), *init_flags)
+            shutil.copytree(new_state(base, init_flags), state)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -126,6 +131,24 @@ class Daemon:
 def _message(line: str) -> str:
     """What a line of the log says, in either format."""
     return str(json.loads(line)["message"]) if line.startswith("{") and line.endswith("}") else line
+
+
+def new_state(base: Path, flags: tuple[str, ...]) -> Path:
+    """A state folder as `foldind init` makes it of a base, once for each content and set of flags; to be copied."""
+    content = sha256(repr(flags).encode())
+    for path in sorted(base.iterdir()):
+        content.update(f"{path.name} {path.stat().st_size}".encode() + path.read_bytes())
+    state = _new_states() / content.hexdigest()
+    if not state.exists():
+        foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(state), *flags)
+    return state
+
+
+@cache
+def _new_states() -> Path:
+    folder = Path(mkdtemp(prefix="foldin-new-states-"))
+    atexit.register(shutil.rmtree, folder)
+    return folder
 
 
 def foldind(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
