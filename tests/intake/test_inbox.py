@@ -186,10 +186,11 @@ class TestSameContent:
         tensors = checkpoint()
         tensors["encoder.layer.0.output.dense.weight"][0, 0] = torch.nan
         content = single(tensors)[SINGLE]
+        seen = len(box.daemon.log.read_text())
         with idle_worker(box.daemon):
             for name in ("nan-1.safetensors", "nan-2.safetensors"):
                 box.write(name, content)
-            wait_for(lambda: "withdrawn, submission" in box.daemon.log.read_text(), "one to be withdrawn")
+            wait_for(lambda: "withdrawn, submission" in box.daemon.log.read_text()[seen:], "one to be withdrawn")
         first, second = (box.rejected(f"nan-{n}.safetensors", "encoder.layer.0.output.dense.weight") for n in (1, 2))
         assert first["submission"] == second["submission"]
         assert second["note"] or first["note"]
