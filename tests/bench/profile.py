@@ -40,5 +40,6 @@ def run(folder: Path, settings: Settings) -> None:
             fold(worker, folder, checkpoints[1], place, (state, first.result), folder / "bases")
             shutil.rmtree(place)
         sampler.send_signal(signal.SIGINT)
+    GRAPH.write_text(GRAPH.read_text().replace(" ".join(map(str, command)), "ten merges, bases ready"))
     worker.end()
     print(f"## Profile\n\n{MERGES} merges: {GRAPH.name}\n")
