@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from foldin.checkpoint import ADAPTER
 from foldin.destination import MANIFEST
 from foldin.errors import PullError
@@ -62,6 +60,8 @@ def cut_to_rank(folder: Path, rank: int) -> None:
 
 
 def _cut_weights(source: Path, target: Path, published: int, rank: int) -> None:
+    import numpy as np  # nothing else that pulls needs it
+
     with source.open("rb") as opened, target.open("wb") as out:
         length = int.from_bytes(opened.read(8), "little")
         if length > source.stat().st_size:

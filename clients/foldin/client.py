@@ -2,7 +2,6 @@
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -235,7 +234,7 @@ class Client:
         """
         if rank is not None and rank < 1:
             raise InvalidArgument(f"rank is {rank}: it has to be at least 1.")
-        finish = None if rank is None else partial(cut_to_rank, rank=rank)
+        finish = None if rank is None else lambda folder: cut_to_rank(folder, rank)
         snapshot = pull(self._connection, ref, Path(to), on_progress or _ignore, adapter_files, finish)
         published = read_statistics(Path(to).expanduser())
         kept = min(rank or published["rank"], published["rank"])

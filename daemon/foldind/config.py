@@ -43,7 +43,7 @@ AddressOrNone = Annotated[str, AfterValidator(lambda address: address and _check
 """HOST:PORT, or empty."""
 
 
-Form = Literal["model", "adapter"]
+PublishedAs = Literal["model", "adapter"]
 """What a snapshot can be published as."""
 
 
@@ -81,7 +81,7 @@ class ServeSettings(BaseSettings):
     inbox_stale: Seconds = 600
     inbox_poll: Annotated[float, Field(gt=0)] = 10
     inbox_vocab: VocabPolicy = VocabPolicy.SAME
-    publish: Annotated[tuple[Form, ...], Field(min_length=1)] = ("model",)
+    publish: Annotated[tuple[PublishedAs, ...], Field(min_length=1)] = ("model",)
     adapter_rank: int = Field(64, ge=0)
     keep_snapshots: int = Field(10, ge=1)
     keep_bases: bool = True

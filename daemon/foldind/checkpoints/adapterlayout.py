@@ -130,6 +130,7 @@ def lay_out_adapter(plan: Plan, changed: Collection[str], config: Mapping[str, A
     factors = [tensor for tensor in matrices if tensor.name in changed] or matrices[:1]
     adapted = {_module(tensor) for tensor in factors}
     adapted -= model.names_of_others(adapted)
+    as_factors = {tensor.name for tensor in factors if _module(tensor) in adapted}
     wanted = {
         _module(tensor) for tensor in plan.folded if tensor.name in changed and places[tensor.name] is _Place.WHOLE
     }
@@ -137,7 +138,7 @@ def lay_out_adapter(plan: Plan, changed: Collection[str], config: Mapping[str, A
 
     entries: list[Factors | Whole] = []
     for tensor in plan.tensors:
-        if _module(tensor) in adapted and tensor in factors:
+        if tensor.name in as_factors:
             entries.append(model.factors(tensor))
         elif model.is_below(tensor, saved):
             entries.append(Whole(tensor, _PREFIX + tensor.name))

@@ -54,7 +54,7 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
     if "model" in request.publish:
         snapshot_files = publish_snapshot(request, plan, rule, base, lambda_, parallelism, report)
     if "adapter" in request.publish:
-        files, adapter = publish_adapter(request, plan, rule, base, record, parallelism, report)
+        files, adapter = publish_adapter(request, plan, rule, base, lambda_, record, parallelism, report)
         snapshot_files |= files
     return FoldResult(
         submissions=record.submissions,

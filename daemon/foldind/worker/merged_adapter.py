@@ -36,6 +36,7 @@ def publish_adapter(
     plan: Plan,
     rule: Rule,
     base: Checkpoint,
+    lambda_: float,
     record: Record,
     parallelism: Parallelism,
     report: Report,
@@ -61,7 +62,6 @@ def publish_adapter(
         folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
         make_folder(folder)
         rank = _rank(layout, state, request.adapter_rank)
-        lambda_ = rule.divisor(record)
         step = _AdapterStep(PublishStep(plan, rule, reader, state, lambda_), request, base, state, lambda_, rank)
         specs = [spec for entry in layout.entries for spec in step.specs(entry)]
         parts = (part for entry in layout.entries for part in step.parts(entry))
