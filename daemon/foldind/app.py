@@ -68,6 +68,11 @@ def serve(root: Path, **flags: Any) -> None:
     configuration = read_configuration(folder.configuration)
     settings = configuration.serve_settings(**flags)
     configure(settings.log_level, settings.log_format)
+    if "adapter" in settings.publish and not configuration.merge.divides:
+        raise StateError(
+            f"what is published as {configuration.merge.publication!r} is no adapter of low rank",
+            "publish it as a model",
+        )
     with ExitStack() as stack:
         stack.enter_context(folder)
         database = stack.enter_context(Database(folder.ledger))
@@ -75,6 +80,7 @@ def serve(root: Path, **flags: Any) -> None:
         recover(folder, ledger, versions)
         plan = Plan.from_json(folder.plan.read_bytes())
         merge = configuration.merge
+        log.info("merge rule %s, published as %s", merge.rule, merge.publication)
         log.info("merging by the linear algebra of %s, threads a product: %d", merge.backend, merge.threads)
         asyncio.run(_run(folder, configuration, settings, ledger, versions, census, plan))
 
@@ -93,7 +99,7 @@ async def _run(
     changes, supervisor, metrics, systemd = Changes(), Supervisor(configuration.merge.threads), Metrics(), Systemd()
     preparation = Preparation(folder, configuration, settings, plan, versions, supervisor)
     service = MergeService(folder, configuration, settings, ledger, versions, supervisor, preparation, changes, metrics)
-    admission = Admission(folder, ledger, plan, settings)
+    admission = Admission(folder, ledger, plan, configuration.merge, settings)
     uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)

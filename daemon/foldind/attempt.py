@@ -39,6 +39,8 @@ class Attempt:
     """Where the bases of the head's state lie, as far as they are there."""
     state_folder: Path
     """Where the worker writes the accumulated state; a temporary name."""
+    new_bases: Path
+    """Where the worker writes the bases of that state, if it publishes by them; a temporary name."""
     snapshot_folder: Path
     """Where the worker writes the merged model; a temporary name."""
     started: float
@@ -60,9 +62,10 @@ def begin(submission: Submission, folder: StateFolder, configuration: Configurat
     suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     state_folder = folder.merge / f"v{last + 1}{suffix}"
     snapshot_folder = folder.snapshots / f"v{last + 1}{suffix}"
-    make_folder(state_folder)
-    make_folder(snapshot_folder)
-    return Attempt(submission, head, last + 1, bases.folder(key), state_folder, snapshot_folder, started)
+    new_bases = folder.bases / f"v{last + 1}{suffix}"
+    for temporary in (state_folder, snapshot_folder, new_bases):
+        make_folder(temporary)
+    return Attempt(submission, head, last + 1, bases.folder(key), state_folder, new_bases, snapshot_folder, started)
 
 
 def fold_request(
@@ -75,18 +78,21 @@ def fold_request(
         plan=str(folder.plan),
         rule=merge.rule,
         hyper_parameters=merge.hyper_parameters,
+        publication=merge.publication,
         backend=merge.backend,
         threads=merge.threads,
         max_rank=merge.max_rank,
         memory_budget=settings.memory_budget,
         submission=str(folder.submission(attempt.submission.id)),
         vocab=attempt.submission.vocab,
+        seed=attempt.submission.content_digest,
         accumulated=str(folder.accumulated(head.version)) if head else "",
         bases=str(attempt.bases),
         submissions=head.submissions if head else 0,
         task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
         accumulated_norm=head.accumulated_norm if head else 0.0,
         state_folder=str(attempt.state_folder),
+        new_bases=str(attempt.new_bases),
         snapshot_folder=str(attempt.snapshot_folder),
         publish=settings.publish,
         adapter_rank=settings.adapter_rank,
@@ -94,9 +100,24 @@ def fold_request(
 
 
 def commit(
-    attempt: Attempt, result: FoldResult, folder: StateFolder, configuration: Configuration, versions: Versions
+    attempt: Attempt,
+    result: FoldResult,
+    folder: StateFolder,
+    configuration: Configuration,
+    versions: Versions,
+    *,
+    keep_bases: bool,
 ) -> None:
-    """Complete the snapshot, seal both folders, and record the version. Raises OSError."""
+    """Complete the snapshot, seal both folders, and record the version. Raises OSError.
+
+    Args:
+      attempt: what was asked.
+      result: of the fold.
+      folder: the state folder.
+      configuration: of it.
+      versions: the versions.
+      keep_bases: whether bases that the publication took are kept for the next fold.
+    """
     merge, submission = configuration.merge, attempt.submission
     parent = attempt.head.version if attempt.head else 0
     ancestors = versions.lineage(parent, LINEAGE_SHOWN) if parent else []
@@ -111,7 +132,7 @@ def commit(
             submission,
             result,
             base_digest=configuration.base_digest,
-            merge=merge.model_dump(mode="json"),
+            merge=merge.to_json(),
         ),
         tensor_files=result.snapshot_files,
     )
@@ -137,6 +158,10 @@ def commit(
         )
     )
     point_latest(folder, versions)
+    if any(attempt.new_bases.iterdir()) and keep_bases:
+        KeptBases(folder.bases).adopt(attempt.new_bases, bases_key(result.state_files, merge))
+    else:
+        remove(attempt.new_bases)
 
 
 def log_merged(attempt: Attempt, result: FoldResult) -> None:

@@ -9,7 +9,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,6 +31,7 @@ from foldind.checkpoints.plan import SUMMED_PATTERNS
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import StateError
 from foldind.logs import LogFormat
+from foldind.merging.catalog import CATALOG, DIVIDING, OPTIONS, SPECTRAL, parse_publication
 
 FORMAT = 1
 
@@ -48,23 +58,60 @@ PublishedAs = Literal["model", "adapter"]
 
 
 class MergeSettings(BaseModel):
-    """What decides the bytes of a merge."""
+    """What decides the bytes of a merge. Options of other rules than the one that is set are None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rule: Literal["opcm"] = "opcm"
-    alpha: float = Field(0.5, ge=0, lt=1)
-    cross_blocks: Literal["keep", "drop"] = "keep"
-    projection: Literal["exact", "leading"] = "exact"
+    rule: str = "opcm"
+    publication: str = ""
+    alpha: float | None = Field(None, ge=0, lt=1)
+    cross_blocks: Literal["keep", "drop"] | None = None
+    projection: Literal["exact", "leading"] | None = None
+    density: float | None = Field(None, gt=0, le=1)
+    outliers: float | None = Field(None, ge=0, lt=1)
     max_rank: int = Field(0, ge=0)
     summed: tuple[str, ...] = SUMMED_PATTERNS
     backend: Literal["torch", "numpy"] = "torch"
     threads: int = Field(1, ge=1, le=1024)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Give the rule what it takes, and refuse what it does not."""
+        if not isinstance(given, dict):
+            return given
+        rule = given.get("rule", "opcm")
+        if rule not in CATALOG:
+            raise ValueError(f"there is no merge rule {rule!r}; there are {', '.join(CATALOG)}")
+        entry = CATALOG[rule]
+        for option in OPTIONS - entry.options.keys():
+            if given.get(option) is not None:
+                takes = ", ".join(entry.options) or "no options"
+                raise ValueError(f"the rule {rule!r} takes {takes}, and not {option}")
+        publication = given.get("publication") or entry.publication
+        name = parse_publication(publication, rule).name
+        if name in SPECTRAL and given.get("projection") == "leading":
+            raise ValueError(f"the publication {name!r} needs all singular vectors: it goes with projection = exact")
+        return {**entry.options, **given, "publication": publication}
+
     @property
     def hyper_parameters(self) -> dict[str, Any]:
-        """What the rule's factory takes."""
-        return {"alpha": self.alpha, "cross_blocks": self.cross_blocks, "projection": self.projection}
+        """What the rule's accumulation takes."""
+        return {name: getattr(self, name) for name in CATALOG[self.rule].options}
+
+    @property
+    def divides(self) -> bool:
+        """Whether the merged update is the accumulated sum, divided by a number."""
+        return parse_publication(self.publication, self.rule).name in DIVIDING
+
+    @property
+    def spectral(self) -> bool:
+        """Whether publishing takes the singular vectors of the accumulated sum."""
+        return parse_publication(self.publication, self.rule).name in SPECTRAL
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is set, as values of JSON."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class ServeSettings(BaseSettings):
@@ -163,6 +210,7 @@ def merge_settings(**flags: Any) -> MergeSettings:
 
 def configuration_text(base_digest: str, merge: MergeSettings) -> str:
     """Return the foldin.toml of a new state folder."""
+    options = "".join(f"{name} = {json.dumps(value)}\n" for name, value in merge.hyper_parameters.items())
     return f"""\
 # Made by `foldind init`.
 format = {FORMAT}
@@ -170,10 +218,8 @@ base_digest = {json.dumps(base_digest)}  # SHA-256 over the digests of the base'
 
 [merge]  # fixed: what decides the bytes of a merge
 rule = {json.dumps(merge.rule)}
-alpha = {merge.alpha!r}
-cross_blocks = {json.dumps(merge.cross_blocks)}
-projection = {json.dumps(merge.projection)}
-max_rank = {merge.max_rank}  # of what only adapters changed, which is held as factors; 0: no limit
+publication = {json.dumps(merge.publication)}  # how the state becomes the merged model
+{options}max_rank = {merge.max_rank}  # of what only adapters changed, which is held as factors; 0: no limit
 summed = {json.dumps(list(merge.summed))}  # 2-D tensors of these names are no linear layers
 backend = {json.dumps(merge.backend)}  # whose linear algebra: torch's or numpy's; the faster one here
 threads = {merge.threads}  # per matrix product; with one, every processor has a tensor of its own

@@ -13,11 +13,13 @@ import secrets
 from foldind.checkpoints.plan import Plan
 from foldind.config import Configuration, ServeSettings
 from foldind.intake.admission import RESERVED_BYTES
+from foldind.merging.catalog import CATALOG
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import remove
 from foldind.state.folder import StateFolder
 from foldind.state.layout import dense_tensors
 from foldind.state.records import Version
+from foldind.state.room import merge_bytes
 from foldind.state.versions import Versions
 from foldind.worker.blocks import projected_matrices
 from foldind.worker.messages import BasisRequest, BasisTarget, Failed
@@ -44,9 +46,10 @@ class Preparation:
         self._versions = versions
         self._supervisor = supervisor
         self._kept = KeptBases(folder.bases)
-        self._matrices = {matrix.basis_file: matrix for matrix in projected_matrices(plan)}
+        projects = CATALOG[configuration.merge.rule].projects
+        self._matrices = {matrix.basis_file: matrix for matrix in projected_matrices(plan) if projects}
         self._memory_budget = settings.memory_budget
-        self._merge_bytes = plan.merge_bytes(settings.publish, settings.adapter_rank) + RESERVED_BYTES
+        self._merge_bytes = merge_bytes(plan, configuration.merge, settings) + RESERVED_BYTES
         self._key = ""
         self._missing: list[str] = []
 

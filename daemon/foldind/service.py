@@ -248,7 +248,15 @@ class MergeService:
                 submission_log.warning("rejected: %s", reason)
             case FoldResult():
                 stages.begin("commit")
-                await asyncio.to_thread(commit, attempt, answer, self._folder, self._configuration, self._versions)
+                await asyncio.to_thread(
+                    commit,
+                    attempt,
+                    answer,
+                    self._folder,
+                    self._configuration,
+                    self._versions,
+                    keep_bases=self._settings.keep_bases,
+                )
                 self._metrics.observe_merge(stages)
                 log_merged(attempt, answer)
 

@@ -59,6 +59,8 @@ class Stream:
         max_rank: int = 0,
         publish: tuple[str, ...] = ("model",),
         adapter_rank: int = 0,
+        rule: str = "opcm",
+        publication: str = "",
         **hyper_parameters: object,
     ):
         self._root = root
@@ -67,6 +69,8 @@ class Stream:
         self._max_rank = max_rank
         self._publish = publish
         self._adapter_rank = adapter_rank
+        self._rule = rule
+        self._publication = publication
         self.bases = root / "bases"
         self._hyper_parameters = hyper_parameters
         self.base = root / "base" if base is None else write(root / "base", base, shards)
@@ -88,26 +92,29 @@ class Stream:
         self._attempts += 1
         self.progress.clear()
         last = self._results[-1] if self._results else None
-        for folder in (self.state_folder, self.snapshot_folder):
+        for folder in (self.state_folder, self.snapshot_folder, self.new_bases):
             folder.mkdir(parents=True)
         result = fold_submission(
             FoldRequest(
                 base=str(self.base),
                 plan=str(self._plan_file),
-                rule="opcm",
+                rule=self._rule,
                 hyper_parameters=self._hyper_parameters,
+                publication=self._publication,
                 backend=self.backend,
                 threads=1,
                 max_rank=self._max_rank,
                 memory_budget=self._memory_budget,
                 submission=str(submission),
                 vocab=vocab,
+                seed=submission.name,
                 accumulated=str(self.merged_state) if last else "",
                 bases=str(self.bases),
                 submissions=last.submissions if last else 0,
                 task_vector_norm_sum=last.task_vector_norm_sum if last else 0.0,
                 accumulated_norm=last.accumulated_norm if last else 0.0,
                 state_folder=str(self.state_folder),
+                new_bases=str(self.new_bases),
                 snapshot_folder=str(self.snapshot_folder),
                 publish=self._publish,
                 adapter_rank=self._adapter_rank,
@@ -129,6 +136,11 @@ class Stream:
     def state_folder(self) -> Path:
         """Of the last attempt."""
         return self._root / "merge" / str(self._attempts)
+
+    @property
+    def new_bases(self) -> Path:
+        """Bases of the state after the last attempt, if it was published by them."""
+        return self._root / "new_bases" / str(self._attempts)
 
     @property
     def snapshot_folder(self) -> Path:

@@ -99,11 +99,11 @@ class Plan:
 
     @cached_property
     def float32_bytes(self) -> int:
-        """What all tensors take in float32; the accumulated state takes no more."""
+        """What all tensors take in float32."""
         return sum(ITEM_BYTES["F32"] * math.prod(tensor.shape) for tensor in self.tensors)
 
-    def merge_bytes(self, forms: Collection[str], adapter_rank: int) -> int:
-        """Return what a merge writes, at the most: the accumulated state, and what is published of it.
+    def published_bytes(self, forms: Collection[str], adapter_rank: int) -> int:
+        """Return what is published of a merge, at the most.
 
         Args:
           forms: `model`, `adapter`, or both.
@@ -115,7 +115,7 @@ class Plan:
         rank = min(adapter_rank or highest, highest)  # one for all factors
         numbers = (rank * sum(shape) if _is_matrix(shape) else math.prod(shape) for shape in shapes)
         adapter = ITEM_BYTES["F32"] * sum(numbers)
-        return self.float32_bytes + ("model" in forms) * model + ("adapter" in forms) * adapter
+        return ("model" in forms) * model + ("adapter" in forms) * adapter
 
     def to_json(self) -> str:
         """Return the plan as a JSON document, one tensor a line."""

@@ -12,13 +12,14 @@ from foldind.checkpoints.checkpoint import check_file_names, open_checkpoint
 from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
 from foldind.checkpoints.vocabulary import RowCounts
-from foldind.config import ServeSettings
+from foldind.config import MergeSettings, ServeSettings
 from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
 from foldind.logs import about
 from foldind.state.durable import FileDigest, sync
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission
+from foldind.state.room import merge_bytes
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def check_digests(files: Mapping[str, FileDigest]) -> None:
 class Admission:
     """The rules of the door; its methods block on the disk."""
 
-    def __init__(self, folder: StateFolder, ledger: Ledger, plan: Plan, settings: ServeSettings):
+    def __init__(self, folder: StateFolder, ledger: Ledger, plan: Plan, merge: MergeSettings, settings: ServeSettings):
         self._folder = folder
         self._ledger = ledger
         self._plan = plan
@@ -69,7 +70,7 @@ class Admission:
         """Of headers and indexes."""
         self._max_bytes = 2 * plan.float32_bytes + 1024**3
         # Were the disk filled with what waits, nothing could be merged, and so nothing would ever be removed.
-        self._reserved_bytes = RESERVED_BYTES + plan.merge_bytes(settings.publish, settings.adapter_rank)
+        self._reserved_bytes = RESERVED_BYTES + merge_bytes(plan, merge, settings)
 
     def check_announced(self, new: NewSubmission) -> None:
         """Check what can be checked before any byte arrives.

@@ -16,28 +16,26 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from foldind.merging.additive import task_vector_sum
 from foldind.merging.backend import TORCH, Backend
-from foldind.merging.basis import Basis, decompose, large_side_rows, small_side
+from foldind.merging.basis import Basis
 from foldind.merging.factored import Projection as FactoredProjection
 from foldind.merging.factored import fold_factored
 from foldind.merging.norm import frobenius_inner, frobenius_norm
-from foldind.merging.rule import Folded, Overlap, Record, Removal, Rule
+from foldind.merging.rule import Accumulation, Folded, Overlap, Projection, Removal
 
 CrossBlocks = Literal["keep", "drop"]
-Projection = Literal["exact", "leading"]
+ProjectionKind = Literal["exact", "leading"]
 MatMul = Callable[[Tensor, Tensor], Tensor]
-
-CANCELLED = 1e-6
-"""An accumulated norm at or below this share of the mean task-vector norm counts as zero."""
 
 
 def opcm(
     alpha: float = 0.5,
     cross_blocks: CrossBlocks = "keep",
-    projection: Projection = "exact",
+    projection: ProjectionKind = "exact",
     backend: Backend = TORCH,
-) -> Rule:
-    """Return the OPCM rule.
+) -> Accumulation:
+    """Return the accumulation of OPCM: linear layers are projected, everything else is summed.
 
     Args:
       alpha: share of the singular-value mass of what is merged that counts as taken, in [0, 1).
@@ -57,17 +55,14 @@ def opcm(
         raise ValueError(f"projection must be 'exact' or 'leading', not {projection!r}")
 
     settings = _Settings(cross_blocks, projection == "leading", backend.matmul)
-    return Rule(
-        "opcm",
-        partial(decompose, alpha=alpha, leading=settings.leading, backend=backend),
-        partial(small_side, alpha=alpha, leading=settings.leading, backend=backend),
-        partial(large_side_rows, backend=backend),
-        partial(_overlap, settings),
-        partial(_removal, settings),
-        partial(_fold, settings),
-        partial(fold_factored, FactoredProjection(alpha, cross_blocks == "drop", settings.leading)),
-        divisor,
-        publish,
+    return task_vector_sum()._replace(
+        take_out=None,  # what a fold removed depends on what was there
+        projection=Projection(
+            partial(_overlap, settings),
+            partial(_removal, settings),
+            partial(_fold, settings),
+        ),
+        fold_factored=partial(fold_factored, FactoredProjection(alpha, cross_blocks == "drop", settings.leading)),
     )
 
 
@@ -145,10 +140,8 @@ def _project(settings: _Settings, task_vector: Tensor, accumulated: Tensor | Non
 
 
 def _fold(
-    settings: _Settings, accumulated: Tensor, task_vector: Tensor, basis: Basis | None, removal: Removal | None = None
+    settings: _Settings, accumulated: Tensor, task_vector: Tensor, basis: Basis, removal: Removal | None = None
 ) -> Folded:
-    if basis is None:
-        return Folded(accumulated + task_vector, 0.0)
     if removal is None:
         projected = _project(settings, task_vector, accumulated, basis)
     else:
@@ -198,18 +191,3 @@ def _subtract(
         removed += matmul(columns, basis.right[:r])
         squared = frobenius_norm(columns) ** 2
     return Folded(torch.sub(task_vector, removed, out=removed), squared)
-
-
-def divisor(record: Record) -> float:
-    """Return lambda_t = ||S_t|| / n_t, which gives the merged task vector the mean norm of those merged.
-
-    1 when everything merged so far cancels out, for then S is rounding error and is not to be blown up.
-    """
-    if record.accumulated_norm <= CANCELLED * record.mean_task_vector_norm:
-        return 1.0
-    return record.accumulated_norm / record.mean_task_vector_norm
-
-
-def publish(base: Tensor, accumulated: Tensor, lambda_: float) -> Tensor:
-    """Return theta_0 + S_t / lambda_t in the base's dtype, rounded once, to nearest even."""
-    return (accumulated / lambda_).add_(base).to(base.dtype)

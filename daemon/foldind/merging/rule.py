@@ -1,16 +1,21 @@
-"""The contract of a merge rule: a few pure functions over one tensor, and one over a small model-wide record.
+"""The contract of a merge rule: how a task vector is folded into the state, and how the state becomes the merged model.
 
-A rule touches no file, clock, log or thread, and its state does not grow with the number of submissions. Whoever
-streams a model through a rule chooses the order of the tensors, and may hand over row blocks: `fold` and `publish` are
-elementwise wherever no basis is given, and a projected matrix is folded in row blocks once their overlap is summed up.
+    rule = accumulation x publication
+
+Both are a few pure functions over one tensor, and small records of the model and of the tensor. They touch no file,
+clock, log or thread, and the state does not grow with the number of submissions. Whoever streams a model through a rule
+chooses the order of the tensors, and may hand over row blocks wherever a rule does not ask for `whole` tensors.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from foldind.merging.basis import Basis, SmallSide
+
+State = Mapping[str, Tensor]
+"""What is kept of one tensor, or the same rows of it: slot -> float32. Slots and shapes are in catalog.py."""
 
 
 class Record(NamedTuple):
@@ -29,8 +34,30 @@ class Record(NamedTuple):
         return self.task_vector_norm_sum / self.submissions if self.submissions else 0.0
 
 
+class TensorRecord(NamedTuple):
+    """The same of one tensor, or of one matrix of a tensor of stacked ones."""
+
+    submissions: int
+    """How many task vectors were not zero here."""
+    task_vector_norm_sum: float
+    """Sum of their norms."""
+    task_vector_squared_sum: float
+    """Sum of their squared norms."""
+    accumulated_norm: float
+    """Norm of the accumulated state."""
+
+
+class Step(NamedTuple):
+    """What a fold knows of a task vector beside its values."""
+
+    matrix: bool
+    """Whether it is the weight of a linear layer."""
+    seed: int
+    """Of whatever is random; another one for every submission, tensor and row block, and the same one again."""
+
+
 class Folded(NamedTuple):
-    """One tensor after a fold."""
+    """One tensor of the accumulated sum after a fold."""
 
     accumulated: Tensor
     """The new state, shape of the tensor, float32."""
@@ -38,15 +65,23 @@ class Folded(NamedTuple):
     """Squared Frobenius norm of what the rule took out of the task vector."""
 
 
-class Fold(Protocol):
-    """(accumulated, task vector, basis) -> the new state; float32, shapes equal; no basis: nothing is projected.
+class FoldedState(NamedTuple):
+    """All slots of one tensor, or of rows of it, after a fold."""
 
-    Of a projected matrix these may be some of the rows, and of U the same, if its removal is given; what that removes
-    by itself is then not counted in `removed_squared`.
+    state: State
+    removed_squared: float
+    """Squared Frobenius norm of what the rule took out of the task vector."""
+
+
+class Fold(Protocol):
+    """(accumulated, task vector, basis) of a projected matrix -> the new state; float32, shapes equal.
+
+    These may be some of the rows, and of U the same, if the removal is given; what that removes by itself is then not
+    counted in `removed_squared`.
     """
 
     def __call__(
-        self, accumulated: Tensor, task_vector: Tensor, basis: Basis | None, removal: "Removal | None" = None, /
+        self, accumulated: Tensor, task_vector: Tensor, basis: Basis, removal: "Removal | None" = None, /
     ) -> Folded:
         """See the class."""
         ...
@@ -117,7 +152,7 @@ class FoldedFactored(NamedTuple):
 
 
 class FoldFactored(Protocol):
-    """As `Fold`, of a state and a task vector that both are of low rank; see merging.factored."""
+    """Folds a task vector of low rank into a sum of low rank; see merging.factored."""
 
     def __call__(
         self, accumulated: Factored, task_vector: LowRank, /, *, project: bool, max_rank: int
@@ -126,23 +161,65 @@ class FoldFactored(Protocol):
         ...
 
 
-class Rule(NamedTuple):
-    """How a task vector is folded into the state, and how the state becomes the merged model."""
+class Decomposition(NamedTuple):
+    """How the bases of matrices of the accumulated sum are computed."""
 
-    name: str
     decompose: Callable[[Tensor], Basis]
-    """(m, n) float32 accumulated matrix -> the basis its next fold needs."""
+    """(m, n) float32 -> its basis."""
     small_side: Callable[[Callable[[], Iterable[Tensor]]], SmallSide]
-    """The rows of a tall accumulated matrix, in chunks -> what gives the rows of its basis."""
+    """The rows of a tall matrix, in chunks -> what gives the rows of its basis."""
     large_side_rows: Callable[[Tensor, SmallSide], Tensor]
     """Some rows of that matrix -> the same of U, but for the lengths of its columns; float64."""
+
+
+class Projection(NamedTuple):
+    """How the task vector of a linear layer is folded into one that is not zero, given the basis of that."""
+
     overlap: Callable[[Tensor, Tensor, Basis], Overlap]
     """(accumulated, task vector, basis), or the same rows of each -> what they share."""
     removal: Callable[[Overlap, Basis], Removal]
     """The overlap of the whole matrix, whose memory it may use, and the basis -> what `fold` is to take out."""
     fold: Fold
-    fold_factored: FoldFactored
-    divisor: Callable[[Record], float]
-    """The record after a fold -> lambda."""
-    publish: Callable[[Tensor, Tensor, float], Tensor]
-    """(base in its dtype, accumulated float32, lambda) -> the merged tensor in the base's dtype."""
+
+
+class Accumulation(NamedTuple):
+    """What is kept of the task vectors."""
+
+    fold: Callable[[State, Tensor, Step], FoldedState]
+    """(the state before, zeros before the first; task vector, float32) -> the state after, in memory of its own."""
+    take_out: Callable[[State, Tensor, Step], State] | None = None
+    """Undoes `fold` of the same task vector, whatever was folded since; None: nothing can."""
+    whole: bool = False
+    """Whether it needs whole tensors, and of stacked matrices each; else it is elementwise, and row blocks will do."""
+    projection: Projection | None = None
+    """Of linear layers; None: they are folded as everything else is."""
+    fold_factored: FoldFactored | None = None
+    """None: sums of low rank are not kept as factors."""
+
+
+class Publication(NamedTuple):
+    """How the state becomes the merged task vector."""
+
+    update: Callable[[State, TensorRecord, Record], Tensor]
+    """The state of a tensor, or rows of it, and the records -> the same of the merged task vector, float32."""
+    whole: bool = False
+    """Whether it needs whole tensors, and of stacked matrices each."""
+    spectrum: Callable[[Tensor, TensorRecord, Record], Tensor] | None = None
+    """Of linear layers: the singular values of S, (q,) float64, descending -> those of the merged task vector, which
+    has its singular vectors; None: `update` is for these too."""
+    divisor: Callable[[Record], float] | None = None
+    """The record -> lambda, if the merged task vector is S / lambda throughout."""
+
+
+class Rule(NamedTuple):
+    """A merge rule."""
+
+    name: str
+    accumulation: Accumulation
+    publication: Publication
+    decomposition: Decomposition
+
+    @property
+    def needs_bases(self) -> bool:
+        """Whether it asks for bases of the accumulated sum, to fold or to publish."""
+        return self.accumulation.projection is not None or self.publication.spectrum is not None

@@ -1,7 +1,7 @@
-"""The accumulated state on disk: S, float32, tensor by tensor in the representation that takes the least."""
+"""The accumulated state on disk, float32, tensor by tensor in the representation that takes the least."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,17 +13,33 @@ from torch import Tensor
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import PlannedTensor
 from foldind.checkpoints.tensors import TensorReader, bytes_of
-from foldind.merging.rule import Factored
+from foldind.merging.catalog import ACCUMULATED as SUM
+from foldind.merging.rule import Factored, State
 from foldind.state.durable import FileDigest
-from foldind.state.layout import ACCUMULATED, FACTORED, LEFT, RIGHT, SINGULAR_VALUES, Representation, tensors_in
+from foldind.state.layout import (
+    ACCUMULATED,
+    FACTORED,
+    LEFT,
+    RIGHT,
+    SINGULAR_VALUES,
+    Representation,
+    slot_file,
+    tensors_in,
+)
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 
 
 class AccumulatedState:
-    """Reads S block by block. A context manager; may be read from several threads at once."""
+    """Reads it block by block; S is its sum. A context manager; may be read from several threads at once.
 
-    def __init__(self, folder: Path):
+    Args:
+      folder: where it lies.
+      slots: what the rule keeps besides the sum.
+    """
+
+    def __init__(self, folder: Path, slots: Sequence[str] = ()):
         self._dense = tensors_in(folder / ACCUMULATED)
+        self._slots = {slot: tensors_in(folder / slot_file(slot)) for slot in slots}
         self._factored = tensors_in(folder / FACTORED) if (folder / FACTORED).exists() else {}
         self._reader = TensorReader(folder)
 
@@ -60,6 +76,16 @@ class AccumulatedState:
         first, last = rows or (0, len(left))
         return (left[first:last] * singular_values.float()) @ right
 
+    def read_state(self, tensor: str, rows: tuple[int, int] | None) -> State:
+        """Return every slot of a tensor that is not zero, as `read` does. Raises OSError."""
+        state = {SUM: self.read(tensor, rows)}
+        for slot, tensors in self._slots.items():
+            if held := tensors.get(tensor):
+                # What is not as tall as the tensor is read with the whole of it only.
+                tall = held.shape[:1] == self._dense[tensor].shape[:1]
+                state[slot] = self._reader.read(held, rows if tall else None)
+        return state
+
     def factors(self, tensor: str) -> Factored:
         """Return a factored tensor of S. Raises OSError."""
         left, singular_values, right = (self._part(tensor, part) for part in (LEFT, SINGULAR_VALUES, RIGHT))
@@ -77,15 +103,29 @@ class Place(NamedTuple):
     representation: Representation
     rank: int
     """If factored: at the most."""
+    slots: Mapping[str, tuple[int, ...]]
+    """If dense: what is kept of it, and the shapes."""
 
 
 class StateWriter:
-    """Writes a new state, tensor by tensor in the order announced. A context manager; see TensorFileWriter."""
+    """Writes a new state, tensor by tensor in the order announced. A context manager; see TensorFileWriter.
 
-    def __init__(self, folder: Path, places: Sequence[Place]):
-        dense = [place.tensor for place in places if place.representation is Representation.DENSE]
+    Args:
+      folder: where to.
+      places: of the tensors.
+      slots: what the rule keeps besides the sum; each has a file, whatever is in it.
+    """
+
+    def __init__(self, folder: Path, places: Sequence[Place], slots: Sequence[str] = ()):
         factored = [place for place in places if place.representation is Representation.FACTORED]
-        specs = {ACCUMULATED: [TensorSpec(tensor.name, "F32", tensor.shape, _bytes(tensor.shape)) for tensor in dense]}
+        specs = {
+            slot_file(slot): [
+                TensorSpec(place.tensor.name, "F32", place.slots[slot], _bytes(place.slots[slot]))
+                for place in places
+                if place.representation is Representation.DENSE and slot in place.slots
+            ]
+            for slot in (SUM, *slots)
+        }
         if factored:
             specs[FACTORED] = [spec for place in factored for spec in _factored_specs(place)]
         self._open = ExitStack()
@@ -104,9 +144,10 @@ class StateWriter:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def write_dense(self, block: Tensor) -> None:
-        """Append the next block of the next dense tensor, float32. Raises OSError."""
-        self._files[ACCUMULATED].write(bytes_of(block))
+    def write_dense(self, block: State) -> None:
+        """Append the next block of the next dense tensor, all its slots. Raises OSError."""
+        for slot, values in block.items():
+            self._files[slot_file(slot)].write(bytes_of(values))
 
     def write_factored(self, place: Place, factored: Factored) -> None:
         """Write the next factored tensor. Raises OSError."""

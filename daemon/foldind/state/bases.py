@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from foldind.config import MergeSettings
-from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, remove
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, remove, seal
 
 FORMAT = 2
 """Of the files, and of the algorithm that makes them: a basis made by another one would give other bytes."""
@@ -35,9 +35,7 @@ def bases_key(state_files: Mapping[str, FileDigest], merge: MergeSettings) -> st
       state_files: the files of the accumulated state.
       merge: the settings that decide the bytes of a merge.
     """
-    return sha256(
-        json.dumps([FORMAT, dict(state_files), merge.model_dump(mode="json")], sort_keys=True).encode()
-    ).hexdigest()
+    return sha256(json.dumps([FORMAT, dict(state_files), merge.to_json()], sort_keys=True).encode()).hexdigest()
 
 
 class KeptBases:
@@ -67,6 +65,18 @@ class KeptBases:
                 remove(path)
         if key:
             make_folder(self.folder(key))
+
+    def adopt(self, folder: Path, key: str) -> None:
+        """Make the durable files in a folder the bases of a key, and remove all others.
+
+        Args:
+          folder: beside those of the keys, under a temporary name.
+          key: what they are the bases of.
+        """
+        for path in self._root.iterdir():
+            if path != folder:
+                remove(path)
+        seal(folder, self.folder(key))
 
     def temporary(self, key: str, file: str, attempt: str) -> Path:
         """Return where a basis is to be written."""

@@ -8,9 +8,11 @@ from foldind.checkpoints.header import TensorInfo, read_header
 from foldind.errors import CheckpointRefused
 
 ACCUMULATED = "accumulated.safetensors"
-"""The dense tensors, by their names, float32."""
+"""The dense tensors of the sum, by their names, float32. Other slots of a rule have a file each, named like them."""
 FACTORED = "factored.safetensors"
-"""Those of low rank, as thin SVDs; three tensors each."""
+"""Tensors of the sum that are of low rank, as thin SVDs; three tensors each."""
+RECORDS = "records.json"
+"""What is known of each tensor besides."""
 
 LEFT, SINGULAR_VALUES, RIGHT = ".left", ".singular_values", ".right"
 """What their names end with. Singular values of zero are room that was not needed."""
@@ -23,6 +25,11 @@ class Representation(StrEnum):
     """Not at all: nothing was merged into it."""
     FACTORED = "factored"
     DENSE = "dense"
+
+
+def slot_file(slot: str) -> str:
+    """Return the name of the file that has a slot of the dense tensors."""
+    return f"{slot}.safetensors"
 
 
 def dense_tensors(folder: Path) -> frozenset[str]:

@@ -23,12 +23,15 @@ from foldind.worker.messages import (
     Failed,
     FoldRequest,
     Message,
+    Progress,
+    PublishRequest,
     Ready,
     Refused,
     decode,
     encode,
 )
 from foldind.worker.prepare import prepare_bases
+from foldind.worker.publish import publish
 
 _PR_SET_PDEATHSIG = 1
 
@@ -57,22 +60,29 @@ def _receive(pipe: BinaryIO, requests: SimpleQueue[bytes]) -> None:
 
 
 def _answer(request: Message, answers: BinaryIO) -> Message:
+    def report(progress: Progress) -> None:
+        _send(answers, progress)
+
+    reset_peak()
+    result: Message = Failed(f"{type(request).__name__} is no request")
     try:
         match request:
             case FoldRequest():
-                reset_peak()
-                result = fold_submission(request, lambda progress: _send(answers, progress))
-                return replace(result, peak_resident_bytes=resident_bytes("VmHWM"))
+                folded = fold_submission(request, report)
+                result = replace(folded, peak_resident_bytes=resident_bytes("VmHWM"))
+            case PublishRequest():
+                published = publish(request, report)
+                result = replace(published, peak_resident_bytes=resident_bytes("VmHWM"))
             case BasisRequest():
                 prepare_bases(request)
-                return BasisDone()
-        return Failed(f"{type(request).__name__} is no request")
+                result = BasisDone()
     except CheckpointRefused as error:
         return Refused(str(error))
     except OSError as error:
         return Failed(str(error), disk_errno=(error.errno or 0) if is_disk_trouble(error) else 0)
     except Exception as error:
         return Failed(f"{type(error).__name__}: {error}")
+    return result
 
 
 def _send(answers: BinaryIO, message: Message) -> None:

@@ -9,11 +9,14 @@ from typing import NamedTuple
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.errors import CheckpointRefused
-from foldind.merging.rule import Factored, Rule
+from foldind.merging.catalog import CATALOG
+from foldind.merging.rule import Factored, Rule, TensorRecord
 from foldind.state.accumulators import AccumulatedState, StateWriter
 from foldind.state.durable import FileDigest
+from foldind.state.layout import RECORDS
+from foldind.state.tensorrecords import Records, read_records, write_records
 from foldind.worker.blocks import FoldedBlock
-from foldind.worker.folding import Folding, parts_of
+from foldind.worker.folding import Folding
 from foldind.worker.messages import FoldRequest, Progress, Report, TensorStatistics
 from foldind.worker.ordered import Parallelism
 from foldind.worker.places import choose_places
@@ -30,6 +33,8 @@ class Accumulation(NamedTuple):
     """Of what a limit of the rank took out of it."""
     bases_computed: int
     """How many bases were not kept from before."""
+    records: Records | None
+    """Of each tensor; None: the state began when they were not kept."""
     files: Mapping[str, FileDigest]
 
 
@@ -46,40 +51,68 @@ def accumulate(
     statistics: list[TensorStatistics] = []
     norms: list[float] = []
     folded: list[FoldedBlock] = []
+    records: dict[str, list[TensorRecord]] = {}
     scratch = Path(request.state_folder)
+    slots = CATALOG[rule.name].all_slots
     with ExitStack() as stack:
-        old = stack.enter_context(AccumulatedState(Path(request.accumulated))) if request.accumulated else None
+        old: AccumulatedState | None = None
+        old_records: Records | None = {}
+        if request.accumulated:
+            old = stack.enter_context(AccumulatedState(Path(request.accumulated), slots))
+            old_records = read_records(Path(request.accumulated))
         task_vectors = stack.enter_context(open_task_vectors(plan, base, submission, request.vocab))
-        places = list(choose_places(plan, old, task_vectors, request.max_rank))
-        new = stack.enter_context(StateWriter(scratch, places))
-        folding = Folding(rule, task_vectors, old, Path(request.bases), scratch, request.max_rank, parallelism)
+        factored = rule.accumulation.fold_factored is not None
+        places = list(choose_places(plan, rule.name, factored, old, task_vectors, request.max_rank))
+        new = stack.enter_context(StateWriter(scratch, places, slots))
+        folding = Folding(
+            rule, task_vectors, old, Path(request.bases), scratch, request.seed, request.max_rank, parallelism
+        )
         results = stack.enter_context(closing(folding.results(places)))
         for number, place in enumerate(places):
-            parts = []
-            for _ in parts_of(number, place):
-                accumulated, part = next(results)
-                if not math.isfinite(part.task_vector_norm):
+            parts: list[FoldedBlock] = []
+            matrices: dict[int, list[FoldedBlock]] = {}
+            for part in folding.parts_of(number, place):
+                state, figures = next(results)
+                if not math.isfinite(figures.task_vector_norm):
                     raise _refusal(not_finite(task_vectors, plan.folded[number:]))
-                if isinstance(accumulated, Factored):
-                    new.write_factored(place, accumulated)
+                if isinstance(state, Factored):
+                    new.write_factored(place, state)
                 else:
-                    new.write_dense(accumulated)
-                parts.append(part)
+                    new.write_dense(state)
+                parts.append(figures)
+                matrices.setdefault(part.matrix, []).append(figures)
             folded += parts
             statistics.append(_statistics(place.tensor, parts))
             norms.append(math.hypot(*(part.accumulated_norm for part in parts)))
+            if old_records is not None and matrices:
+                before = old_records.get(place.tensor.name) or [TensorRecord(0, 0.0, 0.0, 0.0)] * len(matrices)
+                records[place.tensor.name] = [*map(_record, before, matrices.values())]
             report(Progress("folding", number + 1, len(plan.folded), place.tensor.name))
         if not math.isfinite(norm := math.hypot(*norms)):
             raise CheckpointRefused(
                 "its values are so large that merging overflows float32", "check the checkpoint's training run"
             )
+        files = new.finish()
+        if old_records is not None:
+            files[RECORDS] = write_records(scratch, records)
         return Accumulation(
             tuple(statistics),
             norm,
             math.hypot(*(part.dropped_squared**0.5 for part in folded)),
             sum(part.basis_computed for part in folded),
-            new.finish(),
+            records if old_records is not None else None,
+            files,
         )
+
+
+def _record(before: TensorRecord, parts: Sequence[FoldedBlock]) -> TensorRecord:
+    task_vector_norm = math.hypot(*(part.task_vector_norm for part in parts))
+    return TensorRecord(
+        before.submissions + (task_vector_norm > 0),
+        before.task_vector_norm_sum + task_vector_norm,
+        before.task_vector_squared_sum + task_vector_norm**2,
+        math.hypot(*(part.accumulated_norm for part in parts)),
+    )
 
 
 def _statistics(tensor: PlannedTensor, parts: Sequence[FoldedBlock]) -> TensorStatistics:

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
+from foldind.merging.catalog import Entry
 from foldind.state.bases import basis_file
 
 BLOCK_ELEMENTS = 2 * 1024 * 1024
 """Tensors that need not be whole are handled in row blocks of about so many elements."""
 
 LARGE_ELEMENTS = 8 * 1024 * 1024
-"""Projected matrices with more are handled in row blocks too, unless they are wider than tall; see large.py."""
+"""Weights of linear layers with more are handled in row blocks too, unless they are wider than tall; see large.py."""
 
 Rows = tuple[int, int] | None
 """Rows [first, last) of a tensor; None: all of it, for it has no dimensions."""
@@ -23,7 +24,7 @@ class Block(NamedTuple):
     tensor: PlannedTensor
     rows: Rows
     basis_file: str = ""
-    """Name of the file of the basis of the matrix that it is of, if it is projected."""
+    """Name of the file of the basis of the matrix that it is of, if it is of the weight of a linear layer."""
 
     @property
     def of_large(self) -> bool:
@@ -31,11 +32,18 @@ class Block(NamedTuple):
         return bool(self.basis_file) and is_large(self.tensor.shape)
 
     @property
-    def fold_bytes(self) -> int:
-        """Bytes that folding it takes at the most."""
+    def matrix(self) -> int:
+        """Number of the matrix that it is of, among those that are stacked in its tensor; else 0."""
+        return self.rows[0] if self.rows and self.basis_file and len(self.tensor.shape) > 2 else 0
+
+    def fold_bytes(self, rule: Entry) -> int:
+        """Return how many bytes folding it takes at the most."""
         elements = math.prod(block_shape(self.tensor, self.rows))
-        if not self.basis_file:
-            return 20 * elements
+        if not (self.basis_file and rule.projects):
+            slots = 1 + len(rule.slots) + bool(self.basis_file) * len(rule.matrix_slots)
+            squares = 32 * self.tensor.shape[-1] ** 2 if rule.square_slots and self.basis_file else 0
+            # In float32 tau, and every slot before and after; where whole tensors are needed what is computed of them.
+            return 4 * elements * (3 + 2 * slots + 4 * rule.whole) + squares
         m, n = self.tensor.shape[-2:]
         k = min(m, n)
         if self.of_large:
@@ -66,9 +74,10 @@ class FactoredMatrix(NamedTuple):
     rank: int
     """Of the new state, at the most."""
 
-    @property
-    def fold_bytes(self) -> int:
-        """Bytes that folding it takes at the most."""
+    matrix: int = 0
+
+    def fold_bytes(self, rule: Entry) -> int:
+        """Return how many bytes folding it takes at the most."""
         # In float64 the factors of both sides, their orthonormal bases and a workspace; and the small matrices.
         return 32 * self.rank * sum(self.tensor.shape) + 80 * self.rank**2
 
@@ -105,24 +114,26 @@ def block_shape(tensor: PlannedTensor, rows: Rows) -> tuple[int, ...]:
 
 
 def projected_matrices(plan: Plan) -> Iterator[Block]:
-    """Yield the matrices that have a basis, each whole, in order."""
+    """Yield the weights of linear layers, of which each may have a basis, whole, in order."""
     for number, tensor in enumerate(plan.folded):
         if tensor.treatment is Treatment.PROJECTED:
             yield from _matrices(number, tensor)
 
 
-def tensor_blocks(number: int, tensor: PlannedTensor) -> Iterator[Block]:
+def tensor_blocks(number: int, tensor: PlannedTensor, *, whole: bool = False) -> Iterator[Block]:
     """Yield the blocks in which a tensor is folded, in order.
 
     Args:
       number: of the tensor among the folded ones of the plan.
       tensor: the tensor.
+      whole: whether row blocks will not do.
     """
     if tensor.treatment is not Treatment.PROJECTED:
-        yield from (Block(tensor, rows) for rows in row_blocks(tensor.shape))
+        all_rows: Rows = (0, tensor.shape[0]) if tensor.shape else None
+        yield from (Block(tensor, rows) for rows in ([all_rows] if whole else row_blocks(tensor.shape)))
         return
     for matrix in _matrices(number, tensor):
-        if matrix.of_large:
+        if matrix.of_large and not whole:
             yield from (matrix._replace(rows=rows) for rows in row_blocks(tensor.shape))
         else:
             yield matrix

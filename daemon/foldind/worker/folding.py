@@ -2,38 +2,25 @@
 
 import math
 from collections.abc import Generator, Iterator, Sequence
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from foldind.checkpoints.plan import Treatment
+from foldind.merging.catalog import ACCUMULATED, CATALOG, slot_shapes
 from foldind.merging.norm import frobenius_norm
-from foldind.merging.rule import Factored, Rule
+from foldind.merging.rule import Factored, Rule, State, Step
 from foldind.state.accumulators import AccumulatedState, Place
 from foldind.state.basisfile import open_basis, read_basis
 from foldind.state.layout import Representation
-from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, tensor_blocks
+from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, block_shape, tensor_blocks
 from foldind.worker.large import fold_large, write_large_basis
 from foldind.worker.ordered import Parallelism, ordered_map
 from foldind.worker.taskvectors.contract import TaskVectors
 
 Part = Block | FactoredMatrix
-
-
-def parts_of(number: int, place: Place) -> Iterator[Part]:
-    """Yield the parts in which a tensor is folded, in order.
-
-    Args:
-      number: of the tensor among the folded ones of the plan.
-      place: where it goes.
-    """
-    match place.representation:
-        case Representation.FACTORED:
-            yield FactoredMatrix(place.tensor, place.rank)
-        case Representation.DENSE:
-            yield from tensor_blocks(number, place.tensor)
 
 
 class Folding:
@@ -45,6 +32,7 @@ class Folding:
       old: the state; None before the first merge.
       bases: the folder of its bases, as far as they are there.
       scratch: an existing folder for files that are removed again.
+      seed: of whatever is random, the submission's own.
       max_rank: that factors may have; 0: any.
       parallelism: how much is done at once.
     """
@@ -56,10 +44,13 @@ class Folding:
         old: AccumulatedState | None,
         bases: Path,
         scratch: Path,
+        seed: str,
         max_rank: int,
         parallelism: Parallelism,
     ):
         self._rule = rule
+        self._entry = CATALOG[rule.name]
+        self._seed = seed
         self._task_vectors = task_vectors
         self._old = old
         self._bases = bases
@@ -67,48 +58,74 @@ class Folding:
         self._max_rank = max_rank
         self._parallelism = parallelism
 
-    def results(self, places: Sequence[Place]) -> Generator[tuple[Tensor | Factored, FoldedBlock], None, None]:
+    def parts_of(self, number: int, place: Place) -> Iterator[Part]:
+        """Yield the parts in which a tensor is folded, in order.
+
+        Args:
+          number: of the tensor among the folded ones of the plan.
+          place: where it goes.
+        """
+        match place.representation:
+            case Representation.FACTORED:
+                yield FactoredMatrix(place.tensor, place.rank)
+            case Representation.DENSE:
+                yield from tensor_blocks(number, place.tensor, whole=self._rule.accumulation.whole)
+
+    def results(self, places: Sequence[Place]) -> Generator[tuple[State | Factored, FoldedBlock], None, None]:
         """Yield every part of the new state, in order, and its figures; of what is not finite, nothing to rely on."""
-        parts = (part for number, place in enumerate(places) for part in parts_of(number, place))
+        parts = (part for number, place in enumerate(places) for part in self.parts_of(number, place))
         for large, run in groupby(parts, self._large_matrix):
             if self._old and large:
                 yield from self._fold_large([part for part in run if isinstance(part, Block)], self._old)
             else:
-                yield from ordered_map(self._fold, run, lambda part: part.fold_bytes, self._parallelism)
+                yield from ordered_map(self._fold, run, lambda part: part.fold_bytes(self._entry), self._parallelism)
 
     def _large_matrix(self, part: Part) -> str:
         """Return what names the large matrix that a part is of and that something was merged into; else nothing."""
-        large = isinstance(part, Block) and part.of_large and self._representation(part) is not Representation.ZERO
+        projected = self._entry.projects and self._representation(part) is not Representation.ZERO
+        large = projected and isinstance(part, Block) and part.of_large
         return part.tensor.name if large else ""
 
     def _representation(self, part: Part) -> Representation:
         return self._old.representation(part.tensor.name) if self._old else Representation.ZERO
 
-    def _fold(self, part: Part) -> tuple[Tensor | Factored, FoldedBlock]:
+    def _fold(self, part: Part) -> tuple[State | Factored, FoldedBlock]:
         return self._fold_block(part) if isinstance(part, Block) else self._fold_factored(part)
 
-    def _fold_block(self, block: Block) -> tuple[Tensor, FoldedBlock]:
+    def _fold_block(self, block: Block) -> tuple[State, FoldedBlock]:
         task_vector = self._task_vectors.read(block.tensor, block.rows)
         task_vector_norm = frobenius_norm(task_vector)
         if not math.isfinite(task_vector_norm):
-            return task_vector, FoldedBlock.not_finite(task_vector_norm)
-        if self._old is None or self._representation(block) is Representation.ZERO:
-            return task_vector, FoldedBlock(task_vector_norm, task_vector_norm)
-        accumulated = self._old.read(block.tensor.name, block.rows)
-        basis, computed = None, False
-        if block.basis_file and task_vector_norm > 0:
-            accumulated, task_vector = accumulated.flatten(0, -2), task_vector.flatten(0, -2)  # one of stacked experts
+            return {}, FoldedBlock.not_finite(task_vector_norm)
+        state, merged_before = self._state(block)
+        if block.basis_file:  # it may be one of stacked matrices
+            state = {slot: values.flatten(0, -2) for slot, values in state.items()}
+            task_vector = task_vector.flatten(0, -2)
+        projection = self._rule.accumulation.projection
+        if projection and block.basis_file and merged_before and task_vector_norm > 0:
             basis = read_basis(self._bases / block.basis_file)
             if computed := basis is None:
-                basis = self._rule.decompose(accumulated)
-        folded = self._rule.fold(accumulated, task_vector, basis)
-        return folded.accumulated, FoldedBlock(
-            task_vector_norm,
-            frobenius_norm(folded.accumulated),
-            folded.removed_squared,
-            basis.split_rank if basis else 0,
-            computed,
-        )
+                basis = self._rule.decomposition.decompose(state[ACCUMULATED])
+            accumulated, removed_squared = projection.fold(state[ACCUMULATED], task_vector, basis)
+            state, split_rank = {ACCUMULATED: accumulated}, basis.split_rank
+        else:
+            state, removed_squared = self._rule.accumulation.fold(state, task_vector, self._step(block))
+            split_rank, computed = 0, False
+        norm = frobenius_norm(state[ACCUMULATED])
+        return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed)
+
+    def _state(self, block: Block) -> tuple[State, bool]:
+        """Return what the block is folded into, and whether anything was merged there before."""
+        if self._old is None or self._representation(block) is Representation.ZERO:
+            shape = block_shape(block.tensor, block.rows)
+            shapes = slot_shapes(self._rule.name, shape, matrix=bool(block.basis_file))
+            return {slot: torch.zeros(shape) for slot, shape in shapes.items()}, False
+        return self._old.read_state(block.tensor.name, block.rows), True
+
+    def _step(self, block: Block) -> Step:
+        first = block.rows[0] if block.rows else 0
+        digest = sha256(f"{self._seed} {block.tensor.name} {first}".encode()).digest()
+        return Step(bool(block.basis_file), int.from_bytes(digest[:8]) >> 1)
 
     def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
         tensor = matrix.tensor
@@ -124,10 +141,12 @@ class Folding:
         task_vector = source.read()
         if not all(math.isfinite(norm := frobenius_norm(factor)) for factor in task_vector):
             return accumulated, FoldedBlock.not_finite(norm)
-        folded = self._rule.fold_factored(
+        fold_factored = self._rule.accumulation.fold_factored
+        assert fold_factored is not None
+        folded = fold_factored(
             accumulated,
             task_vector,
-            project=tensor.treatment is Treatment.PROJECTED,
+            project=self._entry.projects and tensor.treatment is Treatment.PROJECTED,
             max_rank=self._max_rank,
         )
         return folded.accumulated, FoldedBlock(
@@ -141,16 +160,18 @@ class Folding:
 
     def _fold_large(
         self, blocks: Sequence[Block], old: AccumulatedState
-    ) -> Generator[tuple[Tensor, FoldedBlock], None, None]:
+    ) -> Generator[tuple[State, FoldedBlock], None, None]:
+        projection = self._rule.accumulation.projection
+        assert projection is not None
         path = self._bases / blocks[0].basis_file
         computed = (basis_file := open_basis(path)) is None
         if basis_file is None:
             path = self._scratch / blocks[0].basis_file
-            write_large_basis(path, self._rule, old, blocks[0].tensor.name)
+            write_large_basis(path, self._rule.decomposition, old, blocks[0].tensor.name)
             basis_file = open_basis(path)
             assert basis_file is not None
         with basis_file:
-            yield from fold_large(blocks, self._rule, self._task_vectors, old, basis_file, computed, self._parallelism)
+            yield from fold_large(blocks, projection, self._task_vectors, old, basis_file, computed, self._parallelism)
         if computed:
             path.unlink()
 

@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from foldind.merging.basis import Basis, settle_lengths
+from foldind.merging.catalog import ACCUMULATED, CATALOG
 from foldind.merging.norm import frobenius_norm
-from foldind.merging.rule import Overlap, Rule
+from foldind.merging.rule import Decomposition, Overlap, Projection, State
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import BasisFile, BasisWriter
 from foldind.worker.blocks import Block, FoldedBlock, row_blocks
 from foldind.worker.ordered import Parallelism, ordered_map
 from foldind.worker.taskvectors.contract import TaskVectors
 
+_RULE = CATALOG["opcm"]  # the one that projects
 
-def write_large_basis(path: Path, rule: Rule, state: AccumulatedState, tensor: str) -> None:
+
+def write_large_basis(path: Path, decomposition: Decomposition, state: AccumulatedState, tensor: str) -> None:
     """Compute the basis of a large matrix of the accumulated state, and write it to a new file, durably.
 
     Raises:
@@ -34,12 +37,12 @@ def write_large_basis(path: Path, rule: Rule, state: AccumulatedState, tensor: s
         return (state.read(tensor, rows) for rows in row_blocks(state.shape(tensor)))
 
     height, width = state.shape(tensor)
-    side = rule.small_side(chunks)
+    side = decomposition.small_side(chunks)
     kept = side.vectors.shape[1]
     squared = torch.zeros(kept, dtype=torch.float64)
     with BasisWriter(path, height, width, kept, len(side.singular_values), side.split_rank) as writer:
         for chunk in chunks():
-            rows = rule.large_side_rows(chunk, side)
+            rows = decomposition.large_side_rows(chunk, side)
             writer.write(rows.float())
             squared += rows.square_().sum(0)
         singular_values, lengths = settle_lengths(side, squared)
@@ -48,20 +51,20 @@ def write_large_basis(path: Path, rule: Rule, state: AccumulatedState, tensor: s
 
 def fold_large(
     blocks: Sequence[Block],
-    rule: Rule,
+    projection: Projection,
     task_vectors: TaskVectors,
     old: AccumulatedState,
     basis_file: BasisFile,
     computed: bool,
     parallelism: Parallelism,
-) -> Generator[tuple[Tensor, FoldedBlock], None, None]:
+) -> Generator[tuple[State, FoldedBlock], None, None]:
     """Yield the row blocks of a large matrix of the new state, float32, and their figures, in order.
 
     Of one whose task vector is not finite, nothing but that is yielded.
 
     Args:
       blocks: all of its row blocks.
-      rule: the merge rule.
+      projection: of the merge rule.
       task_vectors: of the submission.
       old: the state that it is folded into.
       basis_file: of the matrix in that state.
@@ -77,24 +80,24 @@ def fold_large(
 
     def measure(block: Block) -> tuple[float, Overlap]:
         accumulated, task_vector, rows = read(block)
-        return frobenius_norm(task_vector), rule.overlap(accumulated, task_vector, rows)
+        return frobenius_norm(task_vector), projection.overlap(accumulated, task_vector, rows)
 
     norms: list[float] = []
     total: Overlap | None = None
-    with closing(ordered_map(measure, blocks, lambda block: block.fold_bytes, parallelism)) as measured:
+    with closing(ordered_map(measure, blocks, lambda block: block.fold_bytes(_RULE), parallelism)) as measured:
         for norm, overlap in measured:
             norms.append(norm)
             total = total.plus(overlap) if total else overlap
     assert total is not None
     if not math.isfinite(norm := math.hypot(*norms)):
-        yield torch.empty(0), FoldedBlock.not_finite(norm)
+        yield {}, FoldedBlock.not_finite(norm)
         return
-    removal = rule.removal(total, basis)
+    removal = projection.removal(total, basis)
 
-    def fold(numbered: tuple[int, Block]) -> tuple[Tensor, FoldedBlock]:
+    def fold(numbered: tuple[int, Block]) -> tuple[State, FoldedBlock]:
         number, block = numbered
-        folded = rule.fold(*read(block), removal)
-        return folded.accumulated, FoldedBlock(
+        folded = projection.fold(*read(block), removal)
+        return {ACCUMULATED: folded.accumulated}, FoldedBlock(
             task_vector_norm=norms[number],
             accumulated_norm=frobenius_norm(folded.accumulated),
             removed_squared=folded.removed_squared + (0.0 if number else removal.squared),
@@ -102,4 +105,4 @@ def fold_large(
             basis_computed=computed and not number,
         )
 
-    yield from ordered_map(fold, enumerate(blocks), lambda numbered: numbered[1].fold_bytes, parallelism)
+    yield from ordered_map(fold, enumerate(blocks), lambda numbered: numbered[1].fold_bytes(_RULE), parallelism)

@@ -1,4 +1,4 @@
-"""The second pass of a fold, in its other form: from the new state to the merged update as a PEFT adapter."""
+"""From the accumulated state to the merged update as a PEFT adapter."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,29 +15,28 @@ from foldind.checkpoints.adapterlayout import AdapterLayout, Factors, Whole, lay
 from foldind.checkpoints.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, PlannedTensor
-from foldind.checkpoints.tensors import TensorReader, bytes_of
-from foldind.merging.backend import BACKENDS
+from foldind.checkpoints.tensors import bytes_of
+from foldind.merging.backend import BACKENDS, Backend
 from foldind.merging.leading import leading_part
-from foldind.merging.norm import frobenius_norm
-from foldind.merging.rule import Factored, Record, Rule
+from foldind.merging.rule import Factored
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.durable import DurableFile, FileDigest, make_folder
 from foldind.state.layout import Representation
 from foldind.state.snapshots import ADAPTER_FOLDER
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 from foldind.worker.blocks import Block, row_blocks
-from foldind.worker.messages import AdapterStatistics, FoldRequest, Progress, Report
+from foldind.worker.merged_model import Part, PublishStep
+from foldind.worker.messages import AdapterStatistics, Progress, PublishRequest, Report
 from foldind.worker.ordered import Parallelism, ordered_map
-from foldind.worker.publish import Part, PublishStep, part_cost
 
 
 def publish_adapter(
-    request: FoldRequest,
+    step: PublishStep,
+    request: PublishRequest,
     plan: Plan,
-    rule: Rule,
     base: Checkpoint,
+    state: AccumulatedState,
     lambda_: float,
-    record: Record,
     parallelism: Parallelism,
     report: Report,
 ) -> tuple[dict[str, FileDigest], AdapterStatistics]:
@@ -53,38 +52,37 @@ def publish_adapter(
       OSError: a disk is full or failing.
     """
     config = _base_config(base)
-    with TensorReader(base.folder) as reader, AccumulatedState(Path(request.state_folder)) as state:
-        held = {tensor.name for tensor in plan.folded if state.representation(tensor.name) is not Representation.ZERO}
-        layout = lay_out_adapter(plan, held, config)
-        left_out = tuple(tensor.name for tensor in layout.left_out)
-        if not layout.target_modules:
-            return {}, AdapterStatistics(0, (0.0,), left_out)
-        folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
-        make_folder(folder)
-        rank = _rank(layout, state, request.adapter_rank)
-        step = _AdapterStep(PublishStep(plan, rule, reader, state, lambda_), request, base, state, lambda_, rank)
-        specs = [spec for entry in layout.entries for spec in step.specs(entry)]
-        parts = (part for entry in layout.entries for part in step.parts(entry))
-        kept_squared, whole_squared = [0.0] * rank, 0.0
-        with (
-            TensorFileWriter(folder / ADAPTER, specs, {"format": "pt"}) as writer,
-            closing(ordered_map(step.publish, parts, step.cost, parallelism)) as results,
-        ):
-            for done, entry in enumerate(layout.entries, 1):
-                for _ in step.parts(entry):
-                    published = next(results)
-                    for values in published.tensors:
-                        writer.write(bytes_of(values))
-                    whole_squared += published.whole_squared
-                    for number, squared in enumerate(published.kept_squared):
-                        kept_squared[number] += squared
-                report(Progress("publishing adapter", done, len(layout.entries), entry.tensor.name))
-            weights = writer.finish()
+    held = {tensor.name for tensor in plan.folded if state.representation(tensor.name) is not Representation.ZERO}
+    layout = lay_out_adapter(plan, held, config)
+    left_out = tuple(tensor.name for tensor in layout.left_out)
+    if not layout.target_modules:
+        return {}, AdapterStatistics(0, (0.0,), left_out)
+    folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
+    make_folder(folder)
+    rank = _rank(layout, state, request.adapter_rank)
+    adapter_step = _AdapterStep(step, BACKENDS[request.backend], base, state, lambda_, rank)
+    specs = [spec for entry in layout.entries for spec in adapter_step.specs(entry)]
+    parts = (part for entry in layout.entries for part in adapter_step.parts(entry))
+    kept_squared, whole_squared = [0.0] * rank, 0.0
+    with (
+        TensorFileWriter(folder / ADAPTER, specs, {"format": "pt"}) as writer,
+        closing(ordered_map(adapter_step.publish, parts, adapter_step.cost, parallelism)) as results,
+    ):
+        for done, entry in enumerate(layout.entries, 1):
+            for _ in adapter_step.parts(entry):
+                published = next(results)
+                for values in published.tensors:
+                    writer.write(bytes_of(values))
+                whole_squared += published.whole_squared
+                for number, squared in enumerate(published.kept_squared):
+                    kept_squared[number] += squared
+            report(Progress("publishing adapter", done, len(layout.entries), entry.tensor.name))
+        weights = writer.finish()
     text = json.dumps(layout.configuration(rank, str(config.get("_name_or_path") or "")), indent=1).encode() + b"\n"
     with DurableFile(folder / ADAPTER_CONFIG, len(text)) as file:
         file.write(text)
         files = {ADAPTER: weights, ADAPTER_CONFIG: file.finish()}
-    total = record.accumulated_norm**2
+    total = request.accumulated_norm**2
     # Rounding may have a whole be less than its parts.
     retained = (min(1.0, (whole_squared + kept) / total) if total else 1.0 for kept in accumulate(kept_squared))
     statistics = AdapterStatistics(rank, tuple(retained), left_out)
@@ -126,14 +124,14 @@ class _AdapterStep:
     def __init__(
         self,
         whole: PublishStep,
-        request: FoldRequest,
+        backend: Backend,
         base: Checkpoint,
         state: AccumulatedState,
         lambda_: float,
         rank: int,
     ):
         self._whole = whole
-        self._backend = BACKENDS[request.backend]
+        self._backend = backend
         self._base_tensors = base.tensors
         self._state = state
         self._lambda = lambda_
@@ -159,7 +157,7 @@ class _AdapterStep:
     def cost(self, part: Factors | Part) -> int:
         """Return how many bytes `publish` takes at the most."""
         if isinstance(part, Part):
-            return 2 * part_cost(part)
+            return 2 * self._whole.cost(part)
         m, n = part.tensor.shape
         factors = 4 * ITEM_BYTES["F32"] * self._rank * (m + n)
         if self._state.representation(part.tensor.name) is not Representation.DENSE:
@@ -169,9 +167,8 @@ class _AdapterStep:
     def publish(self, part: Factors | Part) -> _Published:
         """Return the factors of a matrix, or a part of another tensor."""
         if isinstance(part, Part):
-            merged, name = self._whole.publish(part), part.tensor.name
-            norm = 0.0 if part.bytes else frobenius_norm(self._state.read(name, part.rows))
-            return _Published((merged,), whole_squared=norm**2)
+            merged, norm = self._whole.publish(part)
+            return _Published((merged,), whole_squared=(self._lambda * norm) ** 2)
         left, singular_values, right = self._leading_part(part.tensor)
         room = self._rank - len(singular_values)
         roots = (singular_values / self._lambda).sqrt().float()

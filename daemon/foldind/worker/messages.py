@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.state.durable import FileDigest
@@ -20,6 +20,8 @@ class FoldRequest:
     rule: str
     """Name of the merge rule, and its hyper-parameters."""
     hyper_parameters: Mapping[str, Any]
+    publication: str
+    """How it publishes; see merging.catalog.parse_publication."""
     backend: str
     """Name of the linear algebra."""
     threads: int
@@ -32,6 +34,8 @@ class FoldRequest:
     """Folder of the checkpoint handed in."""
     vocab: VocabPolicy
     """What is done with a vocabulary of another size than the base's."""
+    seed: str
+    """Of whatever is random in the fold; the submission's own."""
     accumulated: str
     """Folder of the accumulated state to start from; empty before the first merge."""
     bases: str
@@ -42,12 +46,39 @@ class FoldRequest:
     accumulated_norm: float
     state_folder: str
     """Existing empty folder to write the new accumulated state to."""
+    new_bases: str
+    """Existing empty folder to write its bases to, if the rule publishes by them."""
     snapshot_folder: str
     """Existing empty folder to write the merged model's tensor files to."""
     publish: tuple[str, ...]
     """As what: `model`, `adapter`, or both."""
     adapter_rank: int
     """That an adapter may have; 0: any."""
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """Daemon to worker: publish an accumulated state. Paths are absolute; what has no words here is as in a fold."""
+
+    base: str
+    plan: str
+    rule: str
+    hyper_parameters: Mapping[str, Any]
+    publication: str
+    backend: str
+    threads: int
+    memory_budget: int
+    accumulated: str
+    """Folder of the state."""
+    bases: tuple[str, ...]
+    """Folders where its bases may lie; those that are needed and missing are written to the first."""
+    submissions: int
+    """Its record."""
+    task_vector_norm_sum: float
+    accumulated_norm: float
+    snapshot_folder: str
+    publish: tuple[str, ...]
+    adapter_rank: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +150,7 @@ class Progress:
     """Worker to daemon: how far a fold is."""
 
     stage: str
-    """`folding`, `publishing` or `publishing adapter`."""
+    """`folding`, `decomposing`, `publishing` or `publishing adapter`."""
     done: int
     """Tensors done in this stage, of `total`."""
     total: int
@@ -137,6 +168,7 @@ class FoldResult:
     accumulated_norm: float
     task_vector_norm: float
     lambda_: float
+    """||S|| over the norm of the merged task vector."""
     dropped: float
     """Share of the norm of the accumulated state that `max_rank` took out of it in this fold."""
     tensors: tuple[TensorStatistics, ...]
@@ -148,6 +180,19 @@ class FoldResult:
     snapshot_files: Mapping[str, FileDigest]
     peak_resident_bytes: int
     """Peak resident memory of the worker during the fold."""
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """Worker to daemon: the merged model is written and durable, under its temporary name."""
+
+    lambda_: float
+    """||S|| over the norm of the merged task vector."""
+    adapter: AdapterStatistics | None
+    """Of the adapter, if one was published."""
+    snapshot_files: Mapping[str, FileDigest]
+    peak_resident_bytes: int
+    """Peak resident memory of the worker meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +219,20 @@ class Failed:
 Report = Callable[[Progress], None]
 """How a worker tells how far it is."""
 
-Message = FoldRequest | BasisRequest | Ready | Progress | FoldResult | BasisDone | Refused | Failed
+Message = (
+    FoldRequest
+    | PublishRequest
+    | BasisRequest
+    | Ready
+    | Progress
+    | FoldResult
+    | PublishResult
+    | BasisDone
+    | Refused
+    | Failed
+)
 
-_KINDS: Mapping[str, type[Message]] = {
-    kind.__name__: kind for kind in (FoldRequest, BasisRequest, Ready, Progress, FoldResult, BasisDone, Refused, Failed)
-}
+_KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
@@ -192,11 +246,10 @@ def decode(line: bytes) -> Message:
     kind = _KINDS[fields.pop("kind")]
     if kind is FoldResult:
         fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
-        if adapter := fields["adapter"]:
-            fields["adapter"] = AdapterStatistics(
-                adapter["rank"], tuple(adapter["retained"]), tuple(adapter["left_out"])
-            )
-        for files in ("state_files", "snapshot_files"):
+    if adapter := fields.get("adapter"):
+        fields["adapter"] = AdapterStatistics(adapter["rank"], tuple(adapter["retained"]), tuple(adapter["left_out"]))
+    for files in ("state_files", "snapshot_files"):
+        if files in fields:
             fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
     if kind is FoldRequest:
         fields["vocab"] = VocabPolicy(fields["vocab"])

@@ -1,5 +1,6 @@
 """Work done by several threads at once, its results taken in order, within a budget of memory."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,18 @@ class Parallelism(NamedTuple):
     """Bytes that all of them may take; one call is made whatever it costs."""
     limit: int
     """Resident memory in bytes above which free blocks are given back rather than kept for the next call."""
+
+
+def parallelism_of(threads: int, memory_budget: int) -> Parallelism:
+    """Return how much this process does at once, and let it use so many threads for a product.
+
+    Args:
+      threads: for each product.
+      memory_budget: resident memory in bytes.
+    """
+    torch.set_num_threads(threads)
+    at_once = max(1, len(os.sched_getaffinity(0)) // threads)
+    return Parallelism(at_once, threads, memory_budget - resident_bytes("VmRSS"), memory_budget)
 
 
 def ordered_map(

@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator
 
 from foldind.checkpoints.header import ITEM_BYTES
-from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
+from foldind.merging.catalog import slot_shapes
 from foldind.state.accumulators import AccumulatedState, Place, factored_bytes
 from foldind.state.layout import Representation
 from foldind.worker.taskvectors.contract import TaskVectors
 
 
 def choose_places(
-    plan: Plan, old: AccumulatedState | None, task_vectors: TaskVectors, max_rank: int
+    plan: Plan, rule: str, factored: bool, old: AccumulatedState | None, task_vectors: TaskVectors, max_rank: int
 ) -> Iterator[Place]:
     """Yield where each folded tensor goes, in order.
 
@@ -20,6 +21,8 @@ def choose_places(
 
     Args:
       plan: of the base.
+      rule: name of the merge rule.
+      factored: whether that keeps what is of low rank as factors.
       old: the state that is folded into; None before the first merge.
       task_vectors: of the submission.
       max_rank: that factors may have; 0: any.
@@ -27,15 +30,16 @@ def choose_places(
     for tensor in plan.folded:
         rank = _rank(tensor, old, task_vectors)
         if rank == 0:
-            yield Place(tensor, Representation.ZERO, 0)
+            yield Place(tensor, Representation.ZERO, 0, {})
             continue
-        if rank and len(tensor.shape) == 2:
+        if rank and factored and len(tensor.shape) == 2:
             m, n = tensor.shape
             rank = min(rank, m, n, max_rank or rank)
             if factored_bytes((m, n), rank) < ITEM_BYTES["F32"] * math.prod(tensor.shape):
-                yield Place(tensor, Representation.FACTORED, rank)
+                yield Place(tensor, Representation.FACTORED, rank, {})
                 continue
-        yield Place(tensor, Representation.DENSE, 0)
+        slots = slot_shapes(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED)
+        yield Place(tensor, Representation.DENSE, 0, slots)
 
 
 def _rank(tensor: PlannedTensor, old: AccumulatedState | None, task_vectors: TaskVectors) -> int | None:

@@ -1,113 +1,70 @@
-"""The second pass of a fold: from the base and the new state to the merged model, in the base's files and dtypes."""
+"""Publishing an accumulated state: as the merged model, as an adapter of the merged update, or as both."""
 
-import math
-from collections.abc import Iterator
-from contextlib import closing
+import errno
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from foldind.checkpoints.checkpoint import INDEX, Checkpoint
-from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
-from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
-from foldind.checkpoints.tensors import TensorReader, bytes_of
+from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.tensors import TensorReader
 from foldind.errors import CheckpointRefused
-from foldind.merging.rule import Rule
+from foldind.merging.backend import BACKENDS
+from foldind.merging.catalog import CATALOG
+from foldind.merging.registry import make_rule
+from foldind.merging.rule import Record
 from foldind.state.accumulators import AccumulatedState
-from foldind.state.durable import FileDigest, copy_file
-from foldind.state.layout import Representation
-from foldind.state.tensorfile import TensorFileWriter, TensorSpec
-from foldind.worker.blocks import BLOCK_ELEMENTS, Rows, row_blocks
-from foldind.worker.messages import FoldRequest, Progress, Report
-from foldind.worker.ordered import Parallelism, ordered_map
-
-_BLOCK_BYTES = 4 * 1024 * 1024
-
-
-def publish_snapshot(
-    request: FoldRequest,
-    plan: Plan,
-    rule: Rule,
-    base: Checkpoint,
-    lambda_: float,
-    parallelism: Parallelism,
-    report: Report,
-) -> dict[str, FileDigest]:
-    """Write the merged model's tensor files, and return their digests. Raises as `fold_submission`."""
-    folder = Path(request.snapshot_folder)
-    files, done = {}, 0
-    with TensorReader(base.folder) as reader, AccumulatedState(Path(request.state_folder)) as state:
-        step = PublishStep(plan, rule, reader, state, lambda_)
-        for name, header in base.headers.items():
-            specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in header.tensors]
-            parts = (part for tensor in header.tensors for part in step.parts(tensor))
-            with (
-                TensorFileWriter(folder / name, specs, {"format": "pt"}) as writer,
-                closing(ordered_map(step.publish, parts, part_cost, parallelism)) as results,
-            ):
-                for tensor in header.tensors:
-                    for _ in step.parts(tensor):
-                        writer.write(bytes_of(next(results)))
-                    done += 1
-                    report(Progress("publishing", done, len(plan.tensors), tensor.name))
-                files[name] = writer.finish()
-    if INDEX in base.files:
-        files[INDEX] = copy_file(base.folder / INDEX, folder / INDEX)
-    return files
+from foldind.state.durable import FileDigest
+from foldind.state.tensorrecords import read_records
+from foldind.worker.merged_adapter import publish_adapter
+from foldind.worker.merged_model import PublishStep, publish_model
+from foldind.worker.messages import AdapterStatistics, PublishRequest, PublishResult, Report
+from foldind.worker.ordered import parallelism_of
+from foldind.worker.prepare import prepare_missing_bases
 
 
-class Part(NamedTuple):
-    """Of a tensor of the merged model, what is published at once."""
+def publish(request: PublishRequest, report: Report) -> PublishResult:
+    """Publish an accumulated state into the request's folder; every file written is durable.
 
-    tensor: TensorInfo
-    bytes: tuple[int, int] | None
-    """Of what is copied as it is."""
-    rows: Rows = None
-    """Of what is merged."""
-
-
-def part_cost(part: Part) -> int:
-    """Return how many bytes publishing a part takes at the most."""
-    return _BLOCK_BYTES if part.bytes else 4 * ITEM_BYTES["F32"] * BLOCK_ELEMENTS
-
-
-class PublishStep:
-    """What is done with one part; called from several threads at once."""
-
-    def __init__(self, plan: Plan, rule: Rule, base: TensorReader, state: AccumulatedState, lambda_: float):
-        self._plan = plan
-        self._rule = rule
-        self._base = base
-        self._state = state
-        self._lambda = lambda_
-
-    def parts(self, tensor: TensorInfo) -> Iterator[Part]:
-        """Yield the parts of a tensor, in order."""
-        if self._is_as_before(self._plan.by_name[tensor.name]):
-            for start in range(0, tensor.nbytes, _BLOCK_BYTES):
-                yield Part(tensor, (start, min(start + _BLOCK_BYTES, tensor.nbytes)))
+    Raises:
+      CheckpointRefused: the merged model would leave the range of the base's dtype.
+      OSError: a disk is full or failing, or a file is gone.
+      DecompositionError: the publication needs a basis, and nothing converged.
+    """
+    parallelism = parallelism_of(request.threads, request.memory_budget)
+    plan = Plan.from_json(Path(request.plan).read_bytes())
+    backend = BACKENDS[request.backend]
+    rule = make_rule(request.rule, request.hyper_parameters, request.publication, backend)
+    base = open_base(Path(request.base))
+    record = Record(request.submissions, request.task_vector_norm_sum, request.accumulated_norm)
+    files: dict[str, FileDigest] = {}
+    norm: float | None = None
+    adapter: AdapterStatistics | None = None
+    with ExitStack() as stack:
+        state = stack.enter_context(AccumulatedState(Path(request.accumulated), CATALOG[rule.name].all_slots))
+        reader = stack.enter_context(TensorReader(base.folder))
+        bases = [Path(folder) for folder in request.bases]
+        if rule.publication.spectrum:
+            prepare_missing_bases(plan, rule, state, bases, parallelism, report)
+        records = read_records(Path(request.accumulated))
+        step = PublishStep(plan, rule, backend.matmul, reader, state, bases, records, record)
+        if "model" in request.publish:
+            files, norm = publish_model(step, base, Path(request.snapshot_folder), parallelism, report)
+        if rule.publication.divisor:
+            lambda_ = rule.publication.divisor(record)
         else:
-            for rows in row_blocks(tensor.shape):
-                yield Part(tensor, None, rows)
+            assert norm is not None, "what no divisor gives is published as a model"
+            lambda_ = record.accumulated_norm / norm if norm else 1.0
+        if "adapter" in request.publish:
+            more, adapter = publish_adapter(step, request, plan, base, state, lambda_, parallelism, report)
+            files |= more
+    return PublishResult(lambda_, adapter, files, 0)
 
-    def _is_as_before(self, tensor: PlannedTensor) -> bool:
-        if tensor.treatment is Treatment.FROZEN:
-            return True
-        return self._state.representation(tensor.tied_to or tensor.name) is Representation.ZERO
 
-    def publish(self, part: Part) -> Tensor:
-        """Return a part of the merged model."""
-        if part.bytes:
-            return self._base.read_bytes(part.tensor, *part.bytes)
-        planned = self._plan.by_name[part.tensor.name]
-        accumulated = self._state.read(planned.tied_to or planned.name, part.rows)
-        merged = self._rule.publish(self._base.read(part.tensor, part.rows), accumulated, self._lambda)
-        # A sum is finite only if everything in it is; a sum that is not may have overflowed by itself.
-        if not math.isfinite(float(merged.sum(dtype=torch.float32))) and not bool(torch.isfinite(merged).all()):
-            raise CheckpointRefused(
-                f"merged, tensor {planned.name!r} would leave the range of the base's dtype, {merged.dtype}",
-                "check the checkpoint's training run",
-            )
-        return merged
+def open_base(folder: Path) -> Checkpoint:
+    """Open the base. Raises OSError."""
+    try:
+        return open_checkpoint(folder)
+    except CheckpointRefused as error:  # it was in order when it was copied
+        raise OSError(
+            errno.EIO, f"the base is damaged or gone: {error.reason}; see `foldind fsck`", str(folder)
+        ) from error

@@ -1,0 +1,74 @@
+"""Every merge rule by its name: which accumulation and which publication it is made of."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+from foldind.merging import breadcrumbs, dare, magmax, model_stock, publications, regression, ties
+from foldind.merging.additive import task_vector_sum
+from foldind.merging.backend import TORCH, Backend
+from foldind.merging.basis import decompose, large_side_rows, small_side
+from foldind.merging.catalog import Value, parse_publication
+from foldind.merging.opcm import opcm
+from foldind.merging.rule import Accumulation, Decomposition, Publication, Rule
+
+ACCUMULATIONS: Mapping[str, Callable[..., Accumulation]] = MappingProxyType(
+    {
+        "average": task_vector_sum,
+        "task_arithmetic": task_vector_sum,
+        "ties": ties.accumulation,
+        "dare": dare.accumulation,
+        "breadcrumbs": breadcrumbs.accumulation,
+        "magmax": magmax.accumulation,
+        "iso": task_vector_sum,
+        "regression": regression.accumulation,
+        "model_stock": model_stock.accumulation,
+    }
+)
+"""Name of a rule but OPCM -> the factory of its accumulation, which takes the rule's options."""
+
+PUBLICATIONS: Mapping[str, Callable[..., Publication]] = MappingProxyType(
+    {
+        "norm": publications.norm,
+        "mean": publications.mean,
+        "scale": publications.scale,
+        "tensor_norm": publications.tensor_norm,
+        "iso": publications.iso,
+        "flat": publications.flat,
+        "power": publications.power,
+        "ties": ties.publication,
+        "regression": regression.publication,
+        "model_stock": model_stock.publication,
+    }
+)
+"""Name of a publication -> its factory, which takes its numbers."""
+
+
+def make_rule(
+    name: str, options: Mapping[str, Value] | None = None, publication: str = "", backend: Backend = TORCH
+) -> Rule:
+    """Return a merge rule.
+
+    Args:
+      name: one of the catalog.
+      options: of its accumulation; what is not given has its default.
+      publication: as `catalog.parse_publication` reads it.
+      backend: whose linear algebra computes it.
+
+    Raises:
+      ValueError: an option or a number is out of range, or the rule does not publish so.
+    """
+    given = dict(options or {})
+    named = parse_publication(publication, name)
+    factory = partial(opcm, backend=backend) if name == "opcm" else ACCUMULATIONS[name]
+    alpha, leading = float(given.get("alpha", 0.5)), given.get("projection") == "leading"
+    return Rule(
+        name,
+        factory(**given),
+        PUBLICATIONS[named.name](**named.numbers),
+        Decomposition(
+            partial(decompose, alpha=alpha, leading=leading, backend=backend),
+            partial(small_side, alpha=alpha, leading=leading, backend=backend),
+            partial(large_side_rows, backend=backend),
+        ),
+    )

@@ -1,0 +1,28 @@
+"""How much disk space a merge takes."""
+
+import math
+
+from foldind.checkpoints.header import ITEM_BYTES
+from foldind.checkpoints.plan import Plan, Treatment
+from foldind.config import MergeSettings, ServeSettings
+from foldind.merging.catalog import slot_shapes
+
+
+def merge_bytes(plan: Plan, merge: MergeSettings, settings: ServeSettings) -> int:
+    """Return what a merge writes, at the most: the accumulated state, bases if it publishes by them, and snapshots."""
+    bases = 0
+    if merge.spectral:
+        for tensor in plan.folded:
+            if tensor.treatment is Treatment.PROJECTED:
+                (*stacked, m, n) = tensor.shape
+                bases += ITEM_BYTES["F32"] * math.prod(stacked) * min(m, n) * (m + n + 3)
+    return state_bytes(plan, merge.rule) + bases + plan.published_bytes(settings.publish, settings.adapter_rank)
+
+
+def state_bytes(plan: Plan, rule: str) -> int:
+    """Return what the accumulated state takes, at the most."""
+    return ITEM_BYTES["F32"] * sum(
+        math.prod(shape)
+        for tensor in plan.folded
+        for shape in slot_shapes(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED).values()
+    )
