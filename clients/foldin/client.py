@@ -8,12 +8,13 @@ from typing import Any, Self
 
 from foldin import following
 from foldin.adapter import cut_to_rank, read_statistics
+from foldin.arguments import name_in_contract, version_number, vocab_policy
 from foldin.checkpoint import find_checkpoint
 from foldin.connection import WHOLE_CHECKPOINT, Connection
 from foldin.decoding import snapshot_of, submission_of, vocab_in_contract
 from foldin.download import adapter_files, pull
-from foldin.errors import InvalidArgument
-from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission, SubmissionState
+from foldin.errors import DataLoss, InvalidArgument
+from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission
 from foldin.preparation import prepared
 from foldin.recipe import read_recipe
 from foldin.upload import Terms, upload
@@ -103,7 +104,7 @@ class Client:
           InvalidArgument: there is no such vocab, or compress, base and density do not go together.
           Refused: with wait, it was not merged.
         """
-        terms = Terms(name or "", labels, request_id or "", partial, force, _vocab_policy(vocab))
+        terms = Terms(name or "", labels, request_id or "", partial, force, vocab_policy(vocab))
         recipe = read_recipe(compress, base, density)
         tell = on_progress or _ignore
         with prepared(find_checkpoint(path), recipe, partial, tell) as files:
@@ -140,7 +141,7 @@ class Client:
             request_id=request_id or "",
             partial=partial,
             force=force,
-            vocab=vocab_in_contract(_vocab_policy(vocab)),
+            vocab=vocab_in_contract(vocab_policy(vocab)),
         )
         # Repeating a forced one without a request_id might hand it in twice.
         call = self._connection.call if force and not request_id else self._connection.call_patiently
@@ -162,7 +163,7 @@ class Client:
         Raises:
           InvalidArgument: there is no such state.
         """
-        request = submissions_pb2.ListSubmissionsRequest(states=[_name_in_contract(state) for state in states])
+        request = submissions_pb2.ListSubmissionsRequest(states=[name_in_contract(state) for state in states])
         pages = self._pages(self._connection.submissions.List, request)
         return [submission_of(message) for page in pages for message in page.submissions]
 
@@ -247,9 +248,30 @@ class Client:
 
     def set_alias(self, alias: str, version: int | None) -> Snapshot | None:
         """Point an alias at a version and return that snapshot; None removes the alias."""
-        request = snapshots_pb2.SetAliasRequest(alias=alias, version=0 if version is None else _version_number(version))
+        request = snapshots_pb2.SetAliasRequest(alias=alias, version=0 if version is None else version_number(version))
         response = self._connection.call(self._connection.snapshots.SetAlias, request)
         return snapshot_of(response.snapshot) if response.HasField("snapshot") else None
+
+    def publish(self, publication: str, *, alias: str = "", on_progress: OnProgress | None = None) -> Snapshot:
+        """Publish the newest state in another way, as a new version that `latest` does not name.
+
+        Nothing is merged for it. A merge that is running is waited for.
+
+        Args:
+          publication: a name, and its numbers after colons, such as "flat:2.0"; empty: as the merge rule does.
+          alias: pointed at the new version; empty: none.
+          on_progress: told of `decomposing` and `publishing` in tensors.
+
+        Raises:
+          InvalidArgument: the merge rule has no such publication, or the alias cannot be one.
+          FailedPrecondition: nothing is merged.
+        """
+        request = snapshots_pb2.PublishRequest(publication=publication, alias=alias)
+        for message in self._connection.stream(self._connection.snapshots.Publish, request):
+            if message.HasField("snapshot"):
+                return snapshot_of(message.snapshot)
+            (on_progress or _ignore)(Progress(message.stage, message.done, message.total, message.tensor))
+        raise DataLoss("the daemon ended the answer without the new version.")
 
     def rollback(self, version: int | None = None) -> Rollback:
         """Undo the newest version.
@@ -260,7 +282,7 @@ class Client:
         Raises:
           FailedPrecondition: version is not the newest, or the state before it is no longer kept.
         """
-        request = snapshots_pb2.RollbackRequest(version=0 if version is None else _version_number(version))
+        request = snapshots_pb2.RollbackRequest(version=0 if version is None else version_number(version))
         response = self._connection.call(self._connection.snapshots.Rollback, request)
         return Rollback(response.undone, snapshot_of(response.snapshot) if response.HasField("snapshot") else None)
 
@@ -271,26 +293,6 @@ class Client:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
-
-
-def _name_in_contract(state: str) -> str:
-    try:
-        return f"SUBMISSION_STATE_{SubmissionState(state.upper())}"
-    except ValueError:
-        raise InvalidArgument(f"{state!r} is no state: the states are {', '.join(SubmissionState)}.") from None
-
-
-def _vocab_policy(name: str) -> VocabPolicy:
-    try:
-        return VocabPolicy(name)
-    except ValueError:
-        raise InvalidArgument(f"{name!r} is no way to take a vocabulary: they are {', '.join(VocabPolicy)}.") from None
-
-
-def _version_number(version: int) -> int:
-    if version < 1:
-        raise InvalidArgument(f"{version} is no version: versions are numbered from 1.")
-    return version
 
 
 def _ignore(progress: Progress) -> None:

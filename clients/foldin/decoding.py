@@ -60,6 +60,8 @@ def snapshot_of(message: snapshots_pb2.Snapshot) -> Snapshot:
         task_vector_norm=message.task_vector_norm,
         rule=message.rule,
         merge_seconds=message.merge_seconds,
+        publication=message.publication,
+        variant=message.variant,
         files=tuple(File(file.name, file.size, file.sha256) for file in message.files),
     )
 

@@ -171,12 +171,14 @@ class Snapshot:
       aliases: names that point at it now.
       submission_id: the submission that this version added.
       submissions: how many submissions it contains.
-      lambda_: the divisor of the accumulated task vectors.
+      lambda_: the divisor of the accumulated task vectors: their norm over that of what is published of them.
       accumulated_norm: Frobenius norm of the accumulated task vectors over the whole model.
       mean_task_vector_norm: mean norm of the task vectors merged so far.
       task_vector_norm: norm of the newest task vector.
       rule: the merge rule that made it.
       merge_seconds: from the start of the fold to the commit.
+      publication: how the state was published; empty from a daemon that does not tell.
+      variant: whether it is the state of its parent, published in another way.
       files: the files of the model folder, and those of its adapter; empty once pruned.
     """
 
@@ -194,6 +196,8 @@ class Snapshot:
     task_vector_norm: float
     rule: str
     merge_seconds: float
+    publication: str
+    variant: bool
     files: tuple[File, ...]
 
     @property
@@ -223,6 +227,8 @@ class Snapshot:
             "task_vector_norm": self.task_vector_norm,
             "rule": self.rule,
             "merge_seconds": self.merge_seconds,
+            "publication": self.publication,
+            "variant": self.variant,
             "files": [file.to_json() for file in self.files],
         }
 

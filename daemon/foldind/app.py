@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from foldind.changes import Changes
 from foldind.checkpoints.plan import Plan
-from foldind.config import Configuration, ServeSettings, read_configuration
+from foldind.config import Configuration, ServeSettings, check_forms, read_configuration
 from foldind.errors import StateError
 from foldind.intake.admission import Admission
 from foldind.intake.copies import Copies
@@ -28,6 +28,7 @@ from foldind.logs import configure
 from foldind.memory import return_large_blocks_at_once
 from foldind.metrics import Metrics
 from foldind.preparation import Preparation
+from foldind.republication import Republication
 from foldind.service import MergeService
 from foldind.serving.collector import StateCollector
 from foldind.serving.http import HttpServer, application
@@ -68,11 +69,7 @@ def serve(root: Path, **flags: Any) -> None:
     configuration = read_configuration(folder.configuration)
     settings = configuration.serve_settings(**flags)
     configure(settings.log_level, settings.log_format)
-    if "adapter" in settings.publish and not configuration.merge.divides:
-        raise StateError(
-            f"what is published as {configuration.merge.publication!r} is no adapter of low rank",
-            "publish it as a model",
-        )
+    check_forms(configuration.merge.publication(settings.publication), configuration.merge, settings.publish)
     with ExitStack() as stack:
         stack.enter_context(folder)
         database = stack.enter_context(Database(folder.ledger))
@@ -80,7 +77,7 @@ def serve(root: Path, **flags: Any) -> None:
         recover(folder, ledger, versions)
         plan = Plan.from_json(folder.plan.read_bytes())
         merge = configuration.merge
-        log.info("merge rule %s, published as %s", merge.rule, merge.publication)
+        log.info("merge rule %s, published as %s", merge.rule, merge.publication(settings.publication))
         log.info("merging by the linear algebra of %s, threads a product: %d", merge.backend, merge.threads)
         asyncio.run(_run(folder, configuration, settings, ledger, versions, census, plan))
 
@@ -98,7 +95,19 @@ async def _run(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
     changes, supervisor, metrics, systemd = Changes(), Supervisor(configuration.merge.threads), Metrics(), Systemd()
     preparation = Preparation(folder, configuration, settings, plan, versions, supervisor)
-    service = MergeService(folder, configuration, settings, ledger, versions, supervisor, preparation, changes, metrics)
+    republication = Republication(folder, configuration, settings, versions, supervisor, changes)
+    service = MergeService(
+        folder,
+        configuration,
+        settings,
+        ledger,
+        versions,
+        supervisor,
+        preparation,
+        republication,
+        changes,
+        metrics,
+    )
     admission = Admission(folder, ledger, plan, configuration.merge, settings)
     uploads = Uploads(folder, ledger, admission, metrics.received["grpc"])
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
@@ -107,17 +116,8 @@ async def _run(
     metrics.add(StateCollector(folder, configuration.merge, census, versions, service, supervisor, preparation, inbox))
     healthiness = health.aio.HealthServicer()
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    add_SubmissionServiceServicer_to_server(submissions, server)
-    add_SnapshotServiceServicer_to_server(SnapshotServicer(folder, versions, service, changes, metrics), server)
-    health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
-    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    try:
-        port = server.add_insecure_port(settings.grpc)
-    except RuntimeError as error:
-        raise StateError(
-            f"cannot listen on {settings.grpc}", "another process may use the port; choose one with --grpc HOST:PORT"
-        ) from error
+    snapshots = SnapshotServicer(folder, versions, service, republication, changes, metrics)
+    server, port = _grpc_server(settings.grpc, submissions, snapshots, healthiness)
     http = HttpServer(settings.http) if settings.http else None
 
     if http:
@@ -183,6 +183,22 @@ async def _tell_status(systemd: Systemd, service: MergeService, changes: Changes
         systemd.tell_status(service.status)
         await changes.wait(seen)
         await asyncio.sleep(_STATUS_SECONDS)
+
+
+def _grpc_server(
+    address: str, submissions: SubmissionServicer, snapshots: SnapshotServicer, healthiness: health.aio.HealthServicer
+) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    add_SubmissionServiceServicer_to_server(submissions, server)
+    add_SnapshotServiceServicer_to_server(snapshots, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
+    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        return server, server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StateError(
+            f"cannot listen on {address}", "another process may use the port; choose one with --grpc HOST:PORT"
+        ) from error
 
 
 def _on_signal_or_end(*tasks: "asyncio.Task[None]") -> asyncio.Event:

@@ -47,121 +47,123 @@ class Attempt:
     """time.monotonic()."""
 
 
-def begin(submission: Submission, folder: StateFolder, configuration: Configuration, versions: Versions) -> Attempt:
-    """Clear away what earlier attempts left, and make the temporary folders. Raises OSError."""
-    started = time.monotonic()
-    head, last = versions.head(), versions.last_number()
-    folder.discard_unrecorded(last)
-    for number in folder.accumulated_versions():
-        if head is None or number != head.version:
-            remove(folder.accumulated(number))
-    bases = KeptBases(folder.bases)
-    key = bases_key(head.state_files, configuration.merge) if head else ""
-    bases.keep_only(key)
-    # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
-    suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    state_folder = folder.merge / f"v{last + 1}{suffix}"
-    snapshot_folder = folder.snapshots / f"v{last + 1}{suffix}"
-    new_bases = folder.bases / f"v{last + 1}{suffix}"
-    for temporary in (state_folder, snapshot_folder, new_bases):
-        make_folder(temporary)
-    return Attempt(submission, head, last + 1, bases.folder(key), state_folder, new_bases, snapshot_folder, started)
+class Attempts:
+    """What all attempts have in common: the state folder, its settings, and its versions."""
 
+    def __init__(self, folder: StateFolder, configuration: Configuration, settings: ServeSettings, versions: Versions):
+        self._folder = folder
+        self._configuration = configuration
+        self._merge = configuration.merge
+        self._settings = settings
+        self._publication = configuration.merge.publication(settings.publication)
+        self._versions = versions
 
-def fold_request(
-    attempt: Attempt, folder: StateFolder, configuration: Configuration, settings: ServeSettings
-) -> FoldRequest:
-    """Return what the worker is asked."""
-    merge, head = configuration.merge, attempt.head
-    return FoldRequest(
-        base=str(folder.base),
-        plan=str(folder.plan),
-        rule=merge.rule,
-        hyper_parameters=merge.hyper_parameters,
-        publication=merge.publication,
-        backend=merge.backend,
-        threads=merge.threads,
-        max_rank=merge.max_rank,
-        memory_budget=settings.memory_budget,
-        submission=str(folder.submission(attempt.submission.id)),
-        vocab=attempt.submission.vocab,
-        seed=attempt.submission.content_digest,
-        accumulated=str(folder.accumulated(head.version)) if head else "",
-        bases=str(attempt.bases),
-        submissions=head.submissions if head else 0,
-        task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
-        accumulated_norm=head.accumulated_norm if head else 0.0,
-        state_folder=str(attempt.state_folder),
-        new_bases=str(attempt.new_bases),
-        snapshot_folder=str(attempt.snapshot_folder),
-        publish=settings.publish,
-        adapter_rank=settings.adapter_rank,
-    )
+    def begin(self, submission: Submission) -> Attempt:
+        """Clear away what earlier attempts left, and make the temporary folders. Raises OSError."""
+        started = time.monotonic()
+        head, last = self._versions.head(), self._versions.last_number()
+        self._folder.discard_unrecorded(last)
+        for number in self._folder.accumulated_versions():
+            if head is None or number != head.version:
+                remove(self._folder.accumulated(number))
+        bases = KeptBases(self._folder.bases)
+        key = bases_key(head.state_files, self._merge) if head else ""
+        bases.keep_only(key)
+        # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
+        suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        state_folder = self._folder.merge / f"v{last + 1}{suffix}"
+        snapshot_folder = self._folder.snapshots / f"v{last + 1}{suffix}"
+        new_bases = self._folder.bases / f"v{last + 1}{suffix}"
+        for temporary in (state_folder, snapshot_folder, new_bases):
+            make_folder(temporary)
+        return Attempt(submission, head, last + 1, bases.folder(key), state_folder, new_bases, snapshot_folder, started)
 
-
-def commit(
-    attempt: Attempt,
-    result: FoldResult,
-    folder: StateFolder,
-    configuration: Configuration,
-    versions: Versions,
-    *,
-    keep_bases: bool,
-) -> None:
-    """Complete the snapshot, seal both folders, and record the version. Raises OSError.
-
-    Args:
-      attempt: what was asked.
-      result: of the fold.
-      folder: the state folder.
-      configuration: of it.
-      versions: the versions.
-      keep_bases: whether bases that the publication took are kept for the next fold.
-    """
-    merge, submission = configuration.merge, attempt.submission
-    parent = attempt.head.version if attempt.head else 0
-    ancestors = versions.lineage(parent, LINEAGE_SHOWN) if parent else []
-    has_model = any("/" not in name for name in result.snapshot_files)
-    files = complete_snapshot(
-        attempt.snapshot_folder,
-        companion_files(folder.base) if has_model else (),
-        cards=model_cards(attempt.number, submission, result, ancestors, merge.rule),
-        manifest=manifest(
-            attempt.number,
-            parent,
-            submission,
-            result,
-            base_digest=configuration.base_digest,
-            merge=merge.to_json(),
-        ),
-        tensor_files=result.snapshot_files,
-    )
-    seal(attempt.state_folder, folder.accumulated(attempt.number))
-    seal(attempt.snapshot_folder, folder.snapshot(attempt.number))
-    versions.commit(
-        Version(
-            version=attempt.number,
-            parent=parent,
-            state=VersionState.PUBLISHED,
-            submission_id=submission.id,
-            submission_name=submission.name,
-            created_at=time.time(),
-            merge_seconds=time.monotonic() - attempt.started,
+    def request(self, attempt: Attempt) -> FoldRequest:
+        """Return what the worker is asked."""
+        merge, head = self._merge, attempt.head
+        return FoldRequest(
+            base=str(self._folder.base),
+            plan=str(self._folder.plan),
             rule=merge.rule,
-            submissions=result.submissions,
-            lambda_=result.lambda_,
-            accumulated_norm=result.accumulated_norm,
-            task_vector_norm=result.task_vector_norm,
-            task_vector_norm_sum=result.task_vector_norm_sum,
-            state_files=result.state_files,
-            files=files,
+            hyper_parameters=merge.hyper_parameters,
+            publication=self._publication,
+            backend=merge.backend,
+            threads=merge.threads,
+            max_rank=merge.max_rank,
+            memory_budget=self._settings.memory_budget,
+            submission=str(self._folder.submission(attempt.submission.id)),
+            vocab=attempt.submission.vocab,
+            seed=attempt.submission.content_digest,
+            accumulated=str(self._folder.accumulated(head.version)) if head else "",
+            bases=str(attempt.bases),
+            submissions=head.submissions if head else 0,
+            task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
+            accumulated_norm=head.accumulated_norm if head else 0.0,
+            state_folder=str(attempt.state_folder),
+            new_bases=str(attempt.new_bases),
+            snapshot_folder=str(attempt.snapshot_folder),
+            publish=self._settings.publish,
+            adapter_rank=self._settings.adapter_rank,
         )
-    )
-    point_latest(folder, versions)
-    if any(attempt.new_bases.iterdir()) and keep_bases:
-        KeptBases(folder.bases).adopt(attempt.new_bases, bases_key(result.state_files, merge))
-    else:
-        remove(attempt.new_bases)
+
+    def commit(self, attempt: Attempt, result: FoldResult) -> None:
+        """Complete the snapshot, seal both folders, and record the version. Raises OSError."""
+        merge, submission = self._merge, attempt.submission
+        parent = attempt.head.version if attempt.head else 0
+        ancestors = self._versions.lineage(parent, LINEAGE_SHOWN) if parent else []
+        has_model = any("/" not in name for name in result.snapshot_files)
+        files = complete_snapshot(
+            attempt.snapshot_folder,
+            companion_files(self._folder.base) if has_model else (),
+            cards=model_cards(
+                attempt.number,
+                submission.name,
+                ancestors,
+                result,
+                submissions=result.submissions,
+                rule=f"`{merge.rule}`, published as `{self._publication}`",
+            ),
+            manifest=manifest(
+                attempt.number,
+                parent,
+                submission,
+                result,
+                base_digest=self._configuration.base_digest,
+                merge=merge.to_json(),
+                publication=self._publication,
+            ),
+            tensor_files=result.snapshot_files,
+        )
+        seal(attempt.state_folder, self._folder.accumulated(attempt.number))
+        seal(attempt.snapshot_folder, self._folder.snapshot(attempt.number))
+        self._versions.commit(
+            Version(
+                version=attempt.number,
+                parent=parent,
+                state=VersionState.PUBLISHED,
+                submission_id=submission.id,
+                submission_name=submission.name,
+                created_at=time.time(),
+                merge_seconds=time.monotonic() - attempt.started,
+                rule=merge.rule,
+                publication=self._publication,
+                variant=False,
+                submissions=result.submissions,
+                lambda_=result.lambda_,
+                accumulated_norm=result.accumulated_norm,
+                task_vector_norm=result.task_vector_norm,
+                task_vector_norm_sum=result.task_vector_norm_sum,
+                state_files=result.state_files,
+                files=files,
+            )
+        )
+        point_latest(self._folder, self._versions)
+        try:
+            if any(attempt.new_bases.iterdir()) and self._settings.keep_bases:
+                KeptBases(self._folder.bases).add(attempt.new_bases, bases_key(result.state_files, merge))
+            remove(attempt.new_bases)
+        except OSError as error:  # it is merged, and they are a cache
+            log.warning("the bases of v%d are not kept: %s", attempt.number, error)
 
 
 def log_merged(attempt: Attempt, result: FoldResult) -> None:

@@ -74,6 +74,9 @@ def main(
 def init(
     base: Base,
     state: State,
+    rule: Annotated[
+        str | None, typer.Option(help="Merge rule; `foldind rules` lists them, and what each takes and keeps. [opcm]")
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(help="Share of the singular-value mass of what is merged that counts as taken, in [0, 1). [0.5]"),
@@ -90,6 +93,12 @@ def init(
             help="`exact`, or `leading`: needs a fraction of the products and of the disk space, and differs by a few "
             "percent. [exact]"
         ),
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of each task vector's elements that ties, dare and breadcrumbs keep.")
+    ] = None,
+    outliers: Annotated[
+        float | None, typer.Option(help="Share of the elements, the largest, that breadcrumbs leaves out. [0.01]")
     ] = None,
     max_rank: Annotated[
         int | None,
@@ -121,6 +130,9 @@ def init(
 
     with _sentences(), errors.status("starting") as status:
         settings = merge_settings(
+            rule=rule,
+            density=density,
+            outliers=outliers,
             alpha=alpha,
             cross_blocks=cross_blocks,
             projection=projection,
@@ -170,6 +182,13 @@ def serve(
             "moved to `accepted` or `rejected` in it, beside a receipt."
         ),
     ] = None,
+    publication: Annotated[
+        str | None,
+        typer.Option(
+            help="How the state becomes the merged model, from the next version on: `flat:2.0`, ...; `foldind rules` "
+            "lists them. [as the merge rule does]"
+        ),
+    ] = None,
     publish: Annotated[
         list[str] | None,
         typer.Option(
@@ -209,6 +228,7 @@ def serve(
             ignore=ignore or None,
             allowed_roots=allowed_root or None,
             inbox=inbox,
+            publication=publication,
             publish=publish or None,
             adapter_rank=adapter_rank,
             keep_snapshots=keep_snapshots,

@@ -6,6 +6,7 @@ may be changed between runs, and is overridden by environment variables FOLDIN_*
 
 import json
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ from pydantic_settings import (
 
 from foldind.checkpoints.plan import SUMMED_PATTERNS
 from foldind.checkpoints.vocabulary import VocabPolicy
-from foldind.errors import StateError
+from foldind.errors import InvalidRequest, StateError
 from foldind.logs import LogFormat
 from foldind.merging.catalog import CATALOG, DIVIDING, OPTIONS, SPECTRAL, parse_publication
 
@@ -63,7 +64,6 @@ class MergeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rule: str = "opcm"
-    publication: str = ""
     alpha: float | None = Field(None, ge=0, lt=1)
     cross_blocks: Literal["keep", "drop"] | None = None
     projection: Literal["exact", "leading"] | None = None
@@ -88,26 +88,29 @@ class MergeSettings(BaseModel):
             if given.get(option) is not None:
                 takes = ", ".join(entry.options) or "no options"
                 raise ValueError(f"the rule {rule!r} takes {takes}, and not {option}")
-        publication = given.get("publication") or entry.publication
-        name = parse_publication(publication, rule).name
-        if name in SPECTRAL and given.get("projection") == "leading":
-            raise ValueError(f"the publication {name!r} needs all singular vectors: it goes with projection = exact")
-        return {**entry.options, **given, "publication": publication}
+        return {**entry.options, **given}
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
         """What the rule's accumulation takes."""
         return {name: getattr(self, name) for name in CATALOG[self.rule].options}
 
-    @property
-    def divides(self) -> bool:
-        """Whether the merged update is the accumulated sum, divided by a number."""
-        return parse_publication(self.publication, self.rule).name in DIVIDING
+    def publication(self, asked: str) -> str:
+        """Return how the state is to be published: as asked, or by default as the rule does.
 
-    @property
-    def spectral(self) -> bool:
-        """Whether publishing takes the singular vectors of the accumulated sum."""
-        return parse_publication(self.publication, self.rule).name in SPECTRAL
+        Raises:
+          InvalidRequest: the rule does not publish so.
+        """
+        try:
+            name = parse_publication(asked, self.rule).name
+        except ValueError as error:
+            raise InvalidRequest(str(error), "see `foldind rules`") from error
+        if name in SPECTRAL and self.projection == "leading":
+            raise InvalidRequest(
+                f"the publication {name!r} needs all singular vectors, and with projection = leading some are kept",
+                "make a state folder with projection = exact",
+            )
+        return asked or CATALOG[self.rule].publication
 
     def to_json(self) -> dict[str, Any]:
         """Return what is set, as values of JSON."""
@@ -128,6 +131,7 @@ class ServeSettings(BaseSettings):
     inbox_stale: Seconds = 600
     inbox_poll: Annotated[float, Field(gt=0)] = 10
     inbox_vocab: VocabPolicy = VocabPolicy.SAME
+    publication: str = ""
     publish: Annotated[tuple[PublishedAs, ...], Field(min_length=1)] = ("model",)
     adapter_rank: int = Field(64, ge=0)
     keep_snapshots: int = Field(10, ge=1)
@@ -182,6 +186,18 @@ class Configuration(BaseModel):
             ) from error
 
 
+def check_forms(publication: str, merge: MergeSettings, forms: Collection[PublishedAs]) -> None:
+    """Check that what is published in this way can be published as these.
+
+    Raises:
+      InvalidRequest: as an adapter it cannot.
+    """
+    if "adapter" in forms and parse_publication(publication, merge.rule).name not in DIVIDING:
+        raise InvalidRequest(
+            f"what is published as {publication!r} is no adapter of low rank", "publish it as a model only"
+        )
+
+
 def read_configuration(path: Path) -> Configuration:
     """Read foldin.toml.
 
@@ -218,7 +234,6 @@ base_digest = {json.dumps(base_digest)}  # SHA-256 over the digests of the base'
 
 [merge]  # fixed: what decides the bytes of a merge
 rule = {json.dumps(merge.rule)}
-publication = {json.dumps(merge.publication)}  # how the state becomes the merged model
 {options}max_rank = {merge.max_rank}  # of what only adapters changed, which is held as factors; 0: no limit
 summed = {json.dumps(list(merge.summed))}  # 2-D tensors of these names are no linear layers
 backend = {json.dumps(merge.backend)}  # whose linear algebra: torch's or numpy's; the faster one here
@@ -234,6 +249,7 @@ threads = {merge.threads}  # per matrix product; with one, every processor has a
 # inbox_stale = 600  # seconds without a change after which an incomplete drop is refused
 # inbox_poll = 10  # seconds between looks where no event calls for one
 # inbox_vocab = "same"  # or "common": of drops with another vocabulary, fold the rows that the base has too
+# publication = ""  # how the state becomes the merged model; `foldind rules` lists them. Empty: as the rule does
 # publish = ["model"]  # what a version is published as: a whole model, a PEFT "adapter" of the merged update, or both
 # adapter_rank = 64  # highest rank of the adapter; 0: as high as the update needs
 # keep_snapshots = 10  # besides those that an alias names
@@ -255,6 +271,6 @@ _TOLD = {"extra_forbidden": "there is no such setting", "tuple_type": 'it is a l
 
 def _malformed(what: str, error: ValidationError) -> StateError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "value"
-    told = _TOLD.get(first["type"], first["msg"])
-    return StateError(f"{what}: {where}: {told}", "correct it; a new foldin.toml lists the settings")
+    where = "".join(f"{part}: " for part in first["loc"][:1]) + "".join(f"{part}: " for part in first["loc"][1:])
+    told = _TOLD.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return StateError(f"{what}: {where}{told}", "correct it; a new foldin.toml lists the settings")

@@ -6,7 +6,7 @@ from typing import Any
 
 from foldind.state.records import Submission, Version
 from foldind.state.snapshots import ADAPTER_FOLDER, MODEL_CARD
-from foldind.worker.messages import AdapterStatistics, FoldResult
+from foldind.worker.messages import AdapterStatistics, FoldResult, PublishResult
 
 LINEAGE_SHOWN = 50
 
@@ -19,6 +19,7 @@ def manifest(
     *,
     base_digest: str,
     merge: Mapping[str, Any],
+    publication: str,
 ) -> dict[str, Any]:
     """Return the manifest of a version but for its files.
 
@@ -29,6 +30,7 @@ def manifest(
       result: of the fold.
       base_digest: of the base.
       merge: the settings that decide the bytes of a merge.
+      publication: how the state was published.
     """
     adapter = result.adapter
     return {
@@ -37,6 +39,7 @@ def manifest(
         "parent": parent,
         "base_digest": base_digest,
         "merge": dict(merge),
+        "publication": publication,
         "submission": {
             "name": submission.name,
             "labels": dict(sorted(submission.labels.items())),
@@ -73,22 +76,29 @@ def common_rows(submission: Submission) -> dict[str, dict[str, int]]:
 
 
 def model_cards(
-    version: int, submission: Submission, result: FoldResult, ancestors: Sequence[Version], rule: str
+    version: int,
+    added: str,
+    ancestors: Sequence[Version],
+    result: FoldResult | PublishResult,
+    *,
+    submissions: int,
+    rule: str,
 ) -> dict[str, str]:
     """Return the model cards of a version: name of the file -> text.
 
     Args:
       version: number of the version.
-      submission: what it added.
-      result: of the fold.
+      added: what it added, in a few words.
       ancestors: of the version, newest first; the first LINEAGE_SHOWN are listed.
-      rule: name of the merge rule.
+      result: of what made it.
+      submissions: how many it holds.
+      rule: the merge rule, and how it publishes.
     """
-    rows = [(version, submission.name)] + [(ancestor.version, ancestor.submission_name) for ancestor in ancestors]
+    rows = [(version, added)] + [(ancestor.version, ancestor.submission_name) for ancestor in ancestors]
     lineage = "\n".join(f"| v{number} | {_cell(name)} |" for number, name in rows[:LINEAGE_SHOWN])
-    left_out = result.submissions - min(len(rows), LINEAGE_SHOWN)
+    left_out = max(0, submissions - min(len(rows), LINEAGE_SHOWN))
     more = f"\n\n{left_out} older ones are not listed." if left_out else ""
-    checkpoints = f"{result.submissions} fine-tuned checkpoint{'s' if result.submissions > 1 else ''}"
+    checkpoints = f"{submissions} fine-tuned checkpoint{'s' if submissions > 1 else ''}"
     card = f"""\
 ---
 tags:
@@ -99,8 +109,8 @@ tags:
 # Merged model v{version}
 
 The base with {checkpoints} folded into it, one
-after the other, by Foldin with the merge rule `{rule}` (lambda {result.lambda_:.6f}). `foldin.json` has the figures of
-every tensor and the digest of every file.
+after the other, by Foldin with the merge rule {rule} (lambda {result.lambda_:.6f}). `foldin.json` has the
+figures and the digest of every file.
 
 | version | added |
 |---|---|
@@ -110,6 +120,41 @@ every tensor and the digest of every file.
         return {MODEL_CARD: card}
     card += f"\nA PEFT adapter of the merged update is in `{ADAPTER_FOLDER}/`.\n"
     return {MODEL_CARD: card, f"{ADAPTER_FOLDER}/{MODEL_CARD}": _adapter_card(version, checkpoints, result.adapter)}
+
+
+def variant_manifest(
+    version: int,
+    parent: Version,
+    result: PublishResult,
+    *,
+    base_digest: str,
+    merge: Mapping[str, Any],
+    publication: str,
+) -> dict[str, Any]:
+    """Return the manifest, but for its files, of a version that is its parent's state, published in another way.
+
+    Args:
+      version: number of the version.
+      parent: of it.
+      result: of the publication.
+      base_digest: of the base.
+      merge: the settings that decide the bytes of a merge.
+      publication: how the state was published.
+    """
+    return {
+        "format": 1,
+        "version": version,
+        "parent": parent.version,
+        "variant": True,
+        "base_digest": base_digest,
+        "merge": dict(merge),
+        "publication": publication,
+        "submissions": parent.submissions,
+        "lambda": result.lambda_,
+        "accumulated_norm": parent.accumulated_norm,
+        "mean_task_vector_norm": parent.mean_task_vector_norm,
+        **({"adapter": asdict(result.adapter)} if result.adapter else {}),
+    }
 
 
 def _adapter_card(version: int, checkpoints: str, adapter: AdapterStatistics) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, get_args
 
-from foldind.attempt import begin, commit, fold_request, log_merged
+from foldind.attempt import Attempts, log_merged
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
 from foldind.errors import FoldinError, WrongState
@@ -26,6 +26,7 @@ from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
 from foldind.preparation import Preparation
 from foldind.pulse import Pulse
+from foldind.republication import Republication
 from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
@@ -61,16 +62,18 @@ class MergeService:
         versions: Versions,
         supervisor: Supervisor,
         preparation: Preparation,
+        republication: Republication,
         changes: Changes,
         metrics: Metrics,
     ):
         self._folder = folder
-        self._configuration = configuration
+        self._attempts = Attempts(folder, configuration, settings, versions)
         self._settings = settings
         self._ledger = ledger
         self._versions = versions
         self._supervisor = supervisor
         self._preparation = preparation
+        self._republication = republication
         self._changes = changes
         self._metrics = metrics
         self._pulse = Pulse()
@@ -112,7 +115,7 @@ class MergeService:
                     self._changes.announce()  # to who watches it
                 self._pulse.beat()
                 async with self._head:
-                    merged = await self._merge_next()
+                    merged = await self._republish() or await self._merge_next()
                 self._resume()
             except Exception as error:
                 self._pause(error)
@@ -211,6 +214,13 @@ class MergeService:
             self._changes.announce()
         return True
 
+    async def _republish(self) -> bool:
+        with self._waiting_for_worker():
+            done = await self._republication.step()
+        if done:
+            self._changes.announce()
+        return done
+
     async def _prepare(self) -> bool:
         if self._stopping.is_set():
             return False
@@ -225,11 +235,11 @@ class MergeService:
         # One that an interruption left MERGING did not wait for its turn.
         queued = submission.state is SubmissionState.QUEUED
         stages = MergeStages(waited=time.time() - submission.updated_at if queued else 0)
-        attempt = await asyncio.to_thread(begin, submission, self._folder, self._configuration, self._versions)
+        attempt = await asyncio.to_thread(self._attempts.begin, submission)
         submission_log = about(log, submission.id)
         name = f"{submission.name!r} " if submission.name else ""
         submission_log.info("folding %sinto v%d", name, attempt.number)
-        request = fold_request(attempt, self._folder, self._configuration, self._settings)
+        request = self._attempts.request(attempt)
 
         def report(progress: Progress) -> None:
             if progress.stage != "folding":
@@ -248,15 +258,7 @@ class MergeService:
                 submission_log.warning("rejected: %s", reason)
             case FoldResult():
                 stages.begin("commit")
-                await asyncio.to_thread(
-                    commit,
-                    attempt,
-                    answer,
-                    self._folder,
-                    self._configuration,
-                    self._versions,
-                    keep_bases=self._settings.keep_bases,
-                )
+                await asyncio.to_thread(self._attempts.commit, attempt, answer)
                 self._metrics.observe_merge(stages)
                 log_merged(attempt, answer)
 

@@ -76,6 +76,8 @@ def test_snapshot():
         task_vector_norm=2.5,
         rule="opcm",
         merge_seconds=0.5,
+        publication="norm",
+        variant=True,
         state=snapshots_pb2.SNAPSHOT_STATE_PUBLISHED,
         files=[snapshots_pb2.SnapshotFile(name="config.json", size=2, sha256="cd")],
         **{"lambda": 1.5},
@@ -96,6 +98,8 @@ def test_snapshot():
         "task_vector_norm": 2.5,
         "rule": "opcm",
         "merge_seconds": 0.5,
+        "publication": "norm",
+        "variant": True,
         "files": [{"name": "config.json", "size": 2, "sha256": "cd"}],
     }
 

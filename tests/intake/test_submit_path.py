@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from foldind.checkpoints.plan import Plan
-from foldind.config import ServeSettings
+from foldind.config import MergeSettings, ServeSettings
 from foldind.errors import Forbidden
 from foldind.intake.admission import Admission
 from foldind.intake.copies import Copies
@@ -98,7 +98,7 @@ def test_by_default_nothing_is_allowed(daemon: Daemon, checkpoint: Checkpoint, t
     plan = Plan.from_json(folder.plan.read_bytes())
     with Database(tmp_path / "ledger.sqlite", create=True) as database:
         ledger, settings = Ledger(database), ServeSettings()
-        copies = Copies(folder, Admission(folder, ledger, plan, settings), Metrics().received["path"])
+        copies = Copies(folder, Admission(folder, ledger, plan, MergeSettings(), settings), Metrics().received["path"])
         paths = LocalPaths(folder, ledger, copies, settings)
         with pytest.raises(Forbidden, match="allowed_roots"):
             asyncio.run(paths.submit(str(task), NewSubmission({})))

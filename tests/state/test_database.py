@@ -53,22 +53,27 @@ def test_is_exclusive_among_processes(tmp_path: Path) -> None:
     assert "database is locked" in ended.stderr
 
 
-def test_one_of_the_format_before_is_upgraded_with_what_it_has(tmp_path: Path) -> None:
+def test_one_of_an_earlier_format_is_upgraded_with_what_it_has(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with Database(path, create=True) as database, database.transaction() as connection:
         connection.execute(ADD, ("one",))
         schema = connection.execute("PRAGMA table_info(submissions)").fetchall()
         for column in ("vocab", "common_rows"):
             connection.execute(f"ALTER TABLE submissions DROP COLUMN {column}")
+        versions = connection.execute("PRAGMA table_info(versions)").fetchall()
+        for column in ("publication", "variant"):
+            connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         connection.execute("PRAGMA user_version=2")
     for _ in range(2):  # the second time there is nothing to do
         with Database(path) as database:
-            assert database.query("PRAGMA user_version")[0][0] == FORMAT == 3
+            assert database.query("PRAGMA user_version")[0][0] == FORMAT == 4
             (row,) = database.query("SELECT * FROM submissions")
             assert (row["id"], row["vocab"], row["common_rows"]) == ("one", "same", "{}")
             # Columns that were added stand last; nothing reads them by their place.
             found = database.query("PRAGMA table_info(submissions)")
             assert {tuple(column)[1:5] for column in found} == {tuple(column)[1:5] for column in schema}
+            found = database.query("PRAGMA table_info(versions)")
+            assert {tuple(column)[1:5] for column in found} == {tuple(column)[1:5] for column in versions}
 
 
 @pytest.mark.parametrize("format_", [1, FORMAT + 1])

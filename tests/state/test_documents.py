@@ -75,6 +75,8 @@ def ancestors(count: int) -> list[Version]:
             created_at=0,
             merge_seconds=0,
             rule="opcm",
+            publication="norm",
+            variant=False,
             submissions=number,
             lambda_=1,
             accumulated_norm=1,
@@ -89,7 +91,13 @@ def ancestors(count: int) -> list[Version]:
 
 def test_manifest() -> None:
     document = manifest(
-        3, 2, submission(labels={"b": "2", "a": "1"}), result(3), base_digest="b" * 64, merge={"rule": "opcm"}
+        3,
+        2,
+        submission(labels={"b": "2", "a": "1"}),
+        result(3),
+        base_digest="b" * 64,
+        merge={"rule": "opcm"},
+        publication="norm",
     )
     assert (document["version"], document["parent"], document["lambda"]) == (3, 2, 1.5)
     assert document["mean_task_vector_norm"] == 2.0
@@ -107,7 +115,7 @@ def test_manifest() -> None:
 
 
 def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none() -> None:
-    settings = {"base_digest": "b" * 64, "merge": {"rule": "opcm"}}
+    settings = {"base_digest": "b" * 64, "merge": {"rule": "opcm"}, "publication": "norm"}
     without = manifest(1, 0, submission(), result(), **settings)  # type: ignore[arg-type]
     counted = manifest(1, 0, submission(common_rows={"w": RowCounts(12, 10)}), result(), **settings)  # type: ignore[arg-type]
     assert without["submission"].keys() == {"name", "labels", "content_digest", "partial"}
@@ -115,8 +123,13 @@ def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none()
     assert json.dumps(counted) == json.dumps(without)
 
 
+def cards(version: int, added: str, result: FoldResult, before: list[Version]) -> dict[str, str]:
+    rule = "`opcm`, published as `norm`"
+    return model_cards(version, added, before, result, submissions=result.submissions, rule=rule)
+
+
 def test_a_card_lists_the_lineage() -> None:
-    card = model_cards(3, submission("third"), result(3), ancestors(2), "opcm")["README.md"]
+    card = cards(3, "third", result(3), ancestors(2))["README.md"]
     assert ROW.findall(card) == [
         "| v3 | third |",
         "| v2 | task2 |",
@@ -130,7 +143,7 @@ def test_a_card_lists_the_lineage() -> None:
 @pytest.mark.parametrize("before", [LINEAGE_SHOWN - 1, LINEAGE_SHOWN, 10 * LINEAGE_SHOWN])
 def test_a_card_does_not_grow_for_ever(before: int) -> None:
     shown = ancestors(before)[:LINEAGE_SHOWN]
-    card = model_cards(before + 1, submission(), result(before + 1), shown, "opcm")["README.md"]
+    card = cards(before + 1, "task", result(before + 1), shown)["README.md"]
     assert len(ROW.findall(card)) == LINEAGE_SHOWN
     left_out = before + 1 - LINEAGE_SHOWN
     assert (f"{left_out} older ones are not listed" in card) is (left_out > 0)
@@ -139,7 +152,7 @@ def test_a_card_does_not_grow_for_ever(before: int) -> None:
 
 @pytest.mark.parametrize("name", ["a | b |", "<script>alert(1)</script>", "[link](http://x)", "`code` *bold*", ""])
 def test_a_name_is_text_and_no_markup(name: str) -> None:
-    card = model_cards(1, submission(name), result(), [], "opcm")["README.md"]
+    card = cards(1, name, result(), [])["README.md"]
     (row,) = ROW.findall(card)
     assert row.count("|") == 3
     assert not set("<>[]()`*") & set(row)
@@ -183,13 +196,13 @@ def test_equal_merges_are_equal_bytes(daemon: Daemon, elsewhere: Daemon, tmp_pat
 
 def test_the_card_of_an_adapter_tells_what_each_rank_holds() -> None:
     adapter = AdapterStatistics(5, (0.5, 0.7, 0.8, 0.9, 0.98765), ("logit_scale",))
-    cards = model_cards(1, submission(), replace(result(), adapter=adapter), [], "opcm")
-    assert cards.keys() == {"README.md", "adapter/README.md"}
-    rows = re.findall(r"^\| (\d+) \| (.*) \|$", cards["adapter/README.md"], re.MULTILINE)
+    found = cards(1, "task", replace(result(), adapter=adapter), [])
+    assert found.keys() == {"README.md", "adapter/README.md"}
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", found["adapter/README.md"], re.MULTILINE)
     assert rows == [("1", "50.00 %"), ("2", "70.00 %"), ("4", "90.00 %"), ("5", "98.77 %")]
-    assert "no place for them: `logit_scale`." in cards["adapter/README.md"]
+    assert "no place for them: `logit_scale`." in found["adapter/README.md"]
 
 
 def test_without_an_adapter_there_is_no_card_of_one() -> None:
     adapter = AdapterStatistics(0, (0.0,), ("a.weight",))
-    assert model_cards(1, submission(), replace(result(), adapter=adapter), [], "opcm").keys() == {"README.md"}
+    assert cards(1, "task", replace(result(), adapter=adapter), []).keys() == {"README.md"}

@@ -32,6 +32,8 @@ def commit(ledger: Ledger, versions: Versions) -> Commit:
             created_at=time.time(),
             merge_seconds=0.5,
             rule="opcm",
+            publication="norm",
+            variant=False,
             submissions=(head.submissions if head else 0) + 1,
             lambda_=1.25,
             accumulated_norm=3.0,

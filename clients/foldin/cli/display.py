@@ -51,6 +51,10 @@ class Display:
         elif not submission.final:
             self._show(submission.state.lower(), 0, None, printable(submission.reason))
 
+    def publication(self, progress: Progress) -> None:
+        """Show how far a publication is."""
+        self._show(progress.stage, progress.done, progress.total, f"{progress.done} of {progress.total} tensors")
+
     def _show(self, stage: str, done: int, total: int | None, amount: str) -> None:
         if stage != self._stage:
             self._stage = stage

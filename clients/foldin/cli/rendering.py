@@ -79,7 +79,9 @@ def print_snapshots(snapshots: list[Snapshot]) -> None:
             _state(snapshot.state),
             ", ".join(snapshot.aliases),
             str(snapshot.submissions),
-            snapshot.submission_name or snapshot.submission_id,
+            f"v{snapshot.parent} as {snapshot.publication}"
+            if snapshot.variant
+            else snapshot.submission_name or snapshot.submission_id,
             f"{snapshot.lambda_:.4g}",
             decimal(snapshot.size) if snapshot.files else "",
             _moment(snapshot.created_at),
@@ -98,9 +100,9 @@ def print_snapshot(snapshot: Snapshot) -> None:
         ("state", _state(snapshot.state)),
         ("aliases", ", ".join(snapshot.aliases)),
         ("made from", _version(snapshot.parent) or "the base"),
-        ("added", added if snapshot.submission_name else snapshot.submission_id),
+        ("added", "" if snapshot.variant else added if snapshot.submission_name else snapshot.submission_id),
         ("contains", f"{snapshot.submissions} submission{'' if snapshot.submissions == 1 else 's'}"),
-        ("rule", snapshot.rule),
+        ("rule", f"{snapshot.rule}, published as {snapshot.publication}" if snapshot.publication else snapshot.rule),
         ("lambda", f"{snapshot.lambda_:.6g}"),
         ("accumulated norm", f"{snapshot.accumulated_norm:.6g}"),
         ("task vector norm", f"{snapshot.task_vector_norm:.6g} (mean {snapshot.mean_task_vector_norm:.6g})"),

@@ -138,6 +138,37 @@ def alias(
         typer.echo(printable(f"{name} names v{snapshot.version}." if snapshot else f"{name} is removed."))
 
 
+def publish(
+    form: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="PUBLICATION",
+            show_default=False,
+            help="How, such as `flat:2.0`: a name, and its numbers after colons. `foldind rules` lists them.",
+        ),
+    ],
+    alias: Annotated[str, typer.Option(help="An alias to point at the new version.", show_default=False)] = "",
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the newest merged state in another way, to try it.
+
+    It becomes a version of its own, which `latest` does not name; nothing is merged for it. A merge that is running is
+    waited for. To have every new version published so, give the daemon the setting `publication`.
+    """
+    with connected(server, as_json) as client:
+        from foldin.cli.display import Display
+
+        with Display() as display:
+            snapshot = client.publish(form, alias=alias, on_progress=display.publication)
+    if as_json:
+        emit(snapshot.to_json())
+    else:
+        named = f", and {alias} names it" if alias else ""
+        typer.echo(printable(f"v{snapshot.version} is v{snapshot.parent} published as {snapshot.publication}{named}."))
+
+
 def rollback(version: Version = None, server: Server = None, as_json: AsJson = False) -> None:
     """Undo the newest version; `latest` moves to the one before, and the submission it added becomes WITHDRAWN.
 
@@ -192,5 +223,6 @@ COMMANDS = (
     ),
     ("watch", watch, examples("foldin watch ID", "foldin watch", "foldin watch --alias stable --json")),
     ("alias", alias, examples("foldin alias stable v12", "foldin alias stable", "foldin alias stable --delete")),
+    ("publish", publish, examples("foldin publish --as flat:2.0 --alias candidate")),
     ("rollback", rollback, examples("foldin rollback", "foldin rollback v12")),
 )

@@ -22,7 +22,7 @@ SNAPSHOT_STATE_WITHDRAWN: SnapshotState
 SNAPSHOT_STATE_PRUNED: SnapshotState
 
 class Snapshot(_message.Message):
-    __slots__ = ("version", "parent", "created_at", "aliases", "submission_id", "submission_name", "submissions", "accumulated_norm", "mean_task_vector_norm", "task_vector_norm", "rule", "files", "state", "merge_seconds")
+    __slots__ = ("version", "parent", "created_at", "aliases", "submission_id", "submission_name", "submissions", "accumulated_norm", "mean_task_vector_norm", "task_vector_norm", "rule", "files", "state", "merge_seconds", "publication", "variant")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,8 @@ class Snapshot(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MERGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PUBLICATION_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     version: int
     parent: int
     created_at: _timestamp_pb2.Timestamp
@@ -52,7 +54,9 @@ class Snapshot(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[SnapshotFile]
     state: SnapshotState
     merge_seconds: float
-    def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., **kwargs) -> None: ...
+    publication: str
+    variant: bool
+    def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., publication: _Optional[str] = ..., variant: bool = ..., **kwargs) -> None: ...
 
 class SnapshotFile(_message.Message):
     __slots__ = ("name", "size", "sha256")
@@ -121,6 +125,28 @@ class SetAliasResponse(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     snapshot: Snapshot
     def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+
+class PublishRequest(_message.Message):
+    __slots__ = ("publication", "alias")
+    PUBLICATION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    publication: str
+    alias: str
+    def __init__(self, publication: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class PublishResponse(_message.Message):
+    __slots__ = ("stage", "done", "total", "tensor", "snapshot")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    done: int
+    total: int
+    tensor: str
+    snapshot: Snapshot
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., tensor: _Optional[str] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
     __slots__ = ("version",)

@@ -59,6 +59,11 @@ class SnapshotServiceStub(object):
                 request_serializer=foldin_dot_v1_dot_snapshots__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=foldin_dot_v1_dot_snapshots__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.Publish = channel.unary_stream(
+                '/foldin.v1.SnapshotService/Publish',
+                request_serializer=foldin_dot_v1_dot_snapshots__pb2.PublishRequest.SerializeToString,
+                response_deserializer=foldin_dot_v1_dot_snapshots__pb2.PublishResponse.FromString,
+                _registered_method=True)
         self.Rollback = channel.unary_unary(
                 '/foldin.v1.SnapshotService/Rollback',
                 request_serializer=foldin_dot_v1_dot_snapshots__pb2.RollbackRequest.SerializeToString,
@@ -108,6 +113,18 @@ class SnapshotServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Publish(self, request, context):
+        """Publishes the newest state in another way, as a new version that `latest` does not name; nothing is merged for it.
+        Streams progress, and the new version last. Between two merges: it waits for one that is running.
+
+        Errors: INVALID_ARGUMENT (the merge rule has no such publication; or the alias, as in SetAlias);
+        PERMISSION_DENIED (`latest`); FAILED_PRECONDITION (nothing merged; or what it would give has no place in the
+        base's dtype).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rollback(self, request, context):
         """Undoes the newest version: head and `latest` move to the version before, and the submission that the undone
         version added becomes WITHDRAWN. Only the newest version can be undone, and only until the next merge starts,
@@ -147,6 +164,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=foldin_dot_v1_dot_snapshots__pb2.SetAliasRequest.FromString,
                     response_serializer=foldin_dot_v1_dot_snapshots__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'Publish': grpc.unary_stream_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=foldin_dot_v1_dot_snapshots__pb2.PublishRequest.FromString,
+                    response_serializer=foldin_dot_v1_dot_snapshots__pb2.PublishResponse.SerializeToString,
             ),
             'Rollback': grpc.unary_unary_rpc_method_handler(
                     servicer.Rollback,
@@ -289,6 +311,33 @@ class SnapshotService(object):
             '/foldin.v1.SnapshotService/SetAlias',
             foldin_dot_v1_dot_snapshots__pb2.SetAliasRequest.SerializeToString,
             foldin_dot_v1_dot_snapshots__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/foldin.v1.SnapshotService/Publish',
+            foldin_dot_v1_dot_snapshots__pb2.PublishRequest.SerializeToString,
+            foldin_dot_v1_dot_snapshots__pb2.PublishResponse.FromString,
             options,
             channel_credentials,
             insecure,

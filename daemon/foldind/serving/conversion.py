@@ -86,6 +86,8 @@ def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
         ],
         state=f"SNAPSHOT_STATE_{version.state}",
         merge_seconds=version.merge_seconds,
+        publication=version.publication,
+        variant=version.variant,
     )
 
 

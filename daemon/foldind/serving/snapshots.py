@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 from foldin.v1 import snapshots_pb2 as pb
 from foldin.v1.snapshots_pb2_grpc import SnapshotServiceServicer
@@ -10,12 +11,14 @@ from foldin.v1.snapshots_pb2_grpc import SnapshotServiceServicer
 from foldind.changes import Changes
 from foldind.errors import Forbidden, InvalidRequest, NotFound, OffsetOutOfRange
 from foldind.metrics import Metrics
+from foldind.republication import Republication
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
 from foldind.serving.conversion import fill_page, page, snapshot_message
 from foldind.state.folder import StateFolder
 from foldind.state.records import Version, VersionState
 from foldind.state.versions import LATEST, Versions
+from foldind.worker.messages import Progress
 
 READ_BYTES = 1024 * 1024
 
@@ -27,11 +30,18 @@ class SnapshotServicer(SnapshotServiceServicer):
     """Reading merged models, and naming them."""
 
     def __init__(
-        self, folder: StateFolder, versions: Versions, service: MergeService, changes: Changes, metrics: Metrics
+        self,
+        folder: StateFolder,
+        versions: Versions,
+        service: MergeService,
+        republication: Republication,
+        changes: Changes,
+        metrics: Metrics,
     ):
         self._folder = folder
         self._versions = versions
         self._service = service
+        self._republication = republication
         self._changes = changes
         self._sent = metrics.sent
 
@@ -81,14 +91,29 @@ class SnapshotServicer(SnapshotServiceServicer):
 
     @unary
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
-        alias = _alias(request.alias)
-        if alias == LATEST:
-            raise Forbidden("`latest` always names the newest version", "choose another alias, say `stable`")
+        alias = _movable(request.alias)
         await asyncio.to_thread(self._versions.point, alias, request.version)
         self._changes.announce()
         if not request.version:
             return pb.SetAliasResponse()
         return pb.SetAliasResponse(snapshot=snapshot_message(await asyncio.to_thread(self._resolve, alias)))
+
+    @streaming
+    async def Publish(self, request: pb.PublishRequest, context: Context) -> AsyncIterator[pb.PublishResponse]:
+        alias = request.alias and _movable(request.alias)
+        told: asyncio.Queue[Progress] = asyncio.Queue()
+        task = asyncio.ensure_future(self._republication.ask(request.publication, alias, told.put_nowait))
+        try:
+            while not task.done():
+                next_one = asyncio.ensure_future(told.get())
+                await asyncio.wait([task, next_one], return_when=asyncio.FIRST_COMPLETED)
+                if next_one.done():
+                    yield pb.PublishResponse(**asdict(next_one.result()))
+                next_one.cancel()
+            version = await task
+        finally:
+            task.cancel()  # if the caller has gone and it has not begun, it need not
+        yield pb.PublishResponse(snapshot=snapshot_message(version))
 
     @unary
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
@@ -103,6 +128,12 @@ class SnapshotServicer(SnapshotServiceServicer):
         if ref == LATEST:
             raise NotFound("nothing has been merged yet", "submit a checkpoint first")
         raise NotFound(f"there is no alias {ref!r}", "see `foldin snapshots`")
+
+
+def _movable(name: str) -> str:
+    if (alias := _alias(name)) == LATEST:
+        raise Forbidden("`latest` always names the newest version", "choose another alias, say `stable`")
+    return alias
 
 
 def _alias(name: str) -> str:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from foldind.config import MergeSettings
-from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, remove, seal
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, move_files, remove
 
 FORMAT = 2
 """Of the files, and of the algorithm that makes them: a basis made by another one would give other bytes."""
@@ -66,17 +66,14 @@ class KeptBases:
         if key:
             make_folder(self.folder(key))
 
-    def adopt(self, folder: Path, key: str) -> None:
-        """Make the durable files in a folder the bases of a key, and remove all others.
-
-        Args:
-          folder: beside those of the keys, under a temporary name.
-          key: what they are the bases of.
-        """
+    def add(self, folder: Path, key: str) -> None:
+        """Move a folder's durable files, from beside the keys, to the bases of a key, and remove all others."""
         for path in self._root.iterdir():
-            if path != folder:
+            if path not in (folder, self.folder(key)):
                 remove(path)
-        seal(folder, self.folder(key))
+        make_folder(self.folder(key))
+        move_files(folder, self.folder(key))
+        remove(folder)
 
     def temporary(self, key: str, file: str, attempt: str) -> Path:
         """Return where a basis is to be written."""

@@ -10,13 +10,17 @@ from typing import Self
 
 from foldind.errors import StateError
 
-FORMAT = 3
+FORMAT = 4
 
 _UPGRADES = {
     2: (
         "ALTER TABLE submissions ADD COLUMN vocab TEXT NOT NULL DEFAULT 'same'",
         "ALTER TABLE submissions ADD COLUMN common_rows TEXT NOT NULL DEFAULT '{}'",
-    )
+    ),
+    3: (
+        "ALTER TABLE versions ADD COLUMN publication TEXT NOT NULL DEFAULT 'norm'",
+        "ALTER TABLE versions ADD COLUMN variant INTEGER NOT NULL DEFAULT 0",
+    ),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""
 
@@ -65,6 +69,8 @@ CREATE TABLE versions (
   superseded_at REAL,
   merge_seconds REAL NOT NULL,
   rule TEXT NOT NULL,
+  publication TEXT NOT NULL DEFAULT 'norm',
+  variant INTEGER NOT NULL DEFAULT 0, -- whether it is its parent's state, published in another way
   submissions INTEGER NOT NULL,
   lambda REAL NOT NULL,
   accumulated_norm REAL NOT NULL,

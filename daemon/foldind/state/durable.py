@@ -175,6 +175,14 @@ def move(source: Path, target: Path) -> None:
         sync(source.parent)
 
 
+def move_files(source: Path, target: Path) -> None:
+    """Move the files of a folder into another on the same device, in place of what has their names. Raises OSError."""
+    for path in source.iterdir():
+        path.rename(target / path.name)
+    sync(target)
+    sync(source)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder durably, unless it exists. Raises OSError."""
     path.mkdir(exist_ok=True)

@@ -122,10 +122,15 @@ def _check_lineage(versions: Versions) -> Iterator[str]:
         parent = known.get(version.parent)
         if version.parent and (parent is None or parent.version >= version.version):
             yield f"v{version.version}: its parent v{version.parent} is no earlier version"
-        elif version.submissions != (parent.submissions if parent else 0) + 1:
-            yield f"v{version.version}: it does not hold one submission more than its parent"
+        elif version.submissions != (parent.submissions if parent else 0) + (not version.variant):
+            wanted = "what its parent does" if version.variant else "one submission more than its parent"
+            yield f"v{version.version}: it does not hold {wanted}"
     if head and head.state is VersionState.WITHDRAWN:
         yield f"v{head.version}: `latest` names it, and it was withdrawn"
     for version in known.values():
-        if version.state is VersionState.PUBLISHED and version.version > (head.version if head else 0):
+        newest = head.version if head else 0
+        if (
+            version.state is VersionState.PUBLISHED
+            and (version.parent if version.variant else version.version) > newest
+        ):
             yield f"v{version.version}: it is newer than what `latest` names"

@@ -93,6 +93,10 @@ class Version:
     """Seconds since the epoch."""
     merge_seconds: float
     rule: str
+    publication: str
+    """How the state was published."""
+    variant: bool
+    """Whether it is its parent's state, published in another way."""
     submissions: int
     lambda_: float
     accumulated_norm: float

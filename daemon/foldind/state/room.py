@@ -5,13 +5,13 @@ import math
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, Treatment
 from foldind.config import MergeSettings, ServeSettings
-from foldind.merging.catalog import slot_shapes
+from foldind.merging.catalog import SPECTRAL, parse_publication, slot_shapes
 
 
 def merge_bytes(plan: Plan, merge: MergeSettings, settings: ServeSettings) -> int:
     """Return what a merge writes, at the most: the accumulated state, bases if it publishes by them, and snapshots."""
     bases = 0
-    if merge.spectral:
+    if parse_publication(settings.publication, merge.rule).name in SPECTRAL:
         for tensor in plan.folded:
             if tensor.treatment is Treatment.PROJECTED:
                 (*stacked, m, n) = tensor.shape

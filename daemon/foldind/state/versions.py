@@ -40,27 +40,26 @@ class Versions:
 
     def commit(self, version: Version) -> None:
         """Record a sealed version: it exists, its submission is MERGED, and `latest` names it."""
-        row = asdict(version)
         with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO versions (version, parent, state, submission_id, created_at, merge_seconds, rule,"
-                " submissions, lambda, accumulated_norm, task_vector_norm, task_vector_norm_sum, state_files, files)"
-                " VALUES (:version, :parent, :state, :submission_id, :created_at, :merge_seconds, :rule, :submissions,"
-                " :lambda_, :accumulated_norm, :task_vector_norm, :task_vector_norm_sum, :state_files, :files)",
-                row
-                | {"state_files": json.dumps(version.state_files), "files": json.dumps(version.files)}
-                | {"aliases": None},
-            )
+            _insert(connection, version)
             settle_merged(connection, version.submission_id, version.version)
             _supersede(connection, version.parent)
             _point(connection, LATEST, version.version)
+
+    def commit_variant(self, version: Version) -> None:
+        """Record a sealed version that is its parent's state, published in another way; its aliases name it."""
+        with self._database.transaction() as connection:
+            _insert(connection, version)
+            _supersede(connection, version.version)  # from the start: its lease begins
+            for alias in version.aliases:
+                _point(connection, alias, version.version)
 
     def undo(self, version: Version) -> None:
         """Withdraw the head: `latest` names its parent again, and its submission is WITHDRAWN."""
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE versions SET state = ? WHERE version = ? AND state = ?",
-                (VersionState.WITHDRAWN, version.version, VersionState.PUBLISHED),
+                "UPDATE versions SET state = ? WHERE state = ? AND (version = ? OR (variant AND parent = ?))",
+                (VersionState.WITHDRAWN, VersionState.PUBLISHED, version.version, version.version),
             )
             settle_undone(connection, version.submission_id, version.version)
             _supersede(connection, version.version)
@@ -156,6 +155,19 @@ class Versions:
         return numbers
 
 
+def _insert(connection: sqlite3.Connection, version: Version) -> None:
+    connection.execute(
+        "INSERT INTO versions (version, parent, state, submission_id, created_at, merge_seconds, rule, publication,"
+        " variant, submissions, lambda, accumulated_norm, task_vector_norm, task_vector_norm_sum, state_files, files)"
+        " VALUES (:version, :parent, :state, :submission_id, :created_at, :merge_seconds, :rule, :publication,"
+        " :variant, :submissions, :lambda_, :accumulated_norm, :task_vector_norm, :task_vector_norm_sum, :state_files,"
+        " :files)",
+        asdict(version)
+        | {"state_files": json.dumps(version.state_files), "files": json.dumps(version.files)}
+        | {"aliases": None},
+    )
+
+
 def _no_version(number: int) -> NotFound:
     return NotFound(f"there is no version v{number}", "see `foldin snapshots`")
 
@@ -185,6 +197,8 @@ def _version(row: sqlite3.Row) -> Version:
         created_at=row["created_at"],
         merge_seconds=row["merge_seconds"],
         rule=row["rule"],
+        publication=row["publication"],
+        variant=bool(row["variant"]),
         submissions=row["submissions"],
         lambda_=row["lambda"],
         accumulated_norm=row["accumulated_norm"],

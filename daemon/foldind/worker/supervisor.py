@@ -17,6 +17,8 @@ from foldind.worker.messages import (
     FoldRequest,
     FoldResult,
     Progress,
+    PublishRequest,
+    PublishResult,
     Ready,
     Refused,
     decode,
@@ -131,6 +133,22 @@ class Supervisor:
             if isinstance(answer, Progress):
                 report(answer)
 
+    async def publish(
+        self, request: PublishRequest, report: Callable[[Progress], None]
+    ) -> PublishResult | Refused | Failed:
+        """Have an accumulated state published.
+
+        Raises:
+          WorkerDied: it died before it answered.
+        """
+        await self._ask(request)
+        while True:
+            answer = await self._receive()
+            if isinstance(answer, PublishResult | Refused | Failed):
+                return answer
+            if isinstance(answer, Progress):
+                report(answer)
+
     async def compute_bases(self, request: BasisRequest) -> BasisDone | Failed:
         """Have bases computed and written.
 
@@ -155,7 +173,7 @@ class Supervisor:
             await asyncio.wait([self._relay], timeout=_LAST_WORDS_SECONDS)
             self._relay.cancel()
 
-    async def _ask(self, request: FoldRequest | BasisRequest) -> None:
+    async def _ask(self, request: FoldRequest | PublishRequest | BasisRequest) -> None:
         await self.start()
         assert self._process is not None
         assert self._process.stdin is not None

@@ -1,0 +1,211 @@
+"""The newest state, published in another way, as somebody asked: a new version that `latest` does not name.
+
+Nothing is merged for it. It is asked for from any task, and done by the loop that merges, between two merges.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from foldind.changes import Changes
+from foldind.config import Configuration, ServeSettings, check_forms
+from foldind.documents import LINEAGE_SHOWN, model_cards, variant_manifest
+from foldind.errors import FoldinError, WrongState
+from foldind.state.bases import KeptBases, bases_key
+from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
+from foldind.state.folder import StateFolder
+from foldind.state.records import Version, VersionState
+from foldind.state.snapshots import companion_files, complete_snapshot
+from foldind.state.versions import Versions
+from foldind.worker.messages import Failed, Progress, PublishRequest, PublishResult, Refused
+from foldind.worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Progress], None]
+
+
+class RepublicationFailed(FoldinError):
+    """It could not be published; nothing has changed."""
+
+    status = "FAILED_PRECONDITION"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    publication: str
+    alias: str
+    report: Report
+    answer: "asyncio.Future[Version]"
+
+
+class Republication:
+    """What was asked for and is not done yet."""
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        configuration: Configuration,
+        settings: ServeSettings,
+        versions: Versions,
+        supervisor: Supervisor,
+        changes: Changes,
+    ):
+        self._folder = folder
+        self._configuration = configuration
+        self._settings = settings
+        self._versions = versions
+        self._supervisor = supervisor
+        self._changes = changes
+        self._kept = KeptBases(folder.bases)
+        self._asked: list[_Asked] = []
+
+    async def ask(self, publication: str, alias: str, report: Report) -> Version:
+        """Publish the newest state in another way, under an alias if that is not empty, and return the new version.
+
+        Raises:
+          InvalidRequest: the rule does not publish so.
+          WrongState: nothing is merged.
+          RepublicationFailed, OSError: it failed; nothing has changed.
+        """
+        name = self._configuration.merge.publication(publication)
+        check_forms(name, self._configuration.merge, self._settings.publish)
+        answer: asyncio.Future[Version] = asyncio.get_running_loop().create_future()
+        self._asked.append(_Asked(name, alias, report, answer))
+        self._changes.announce()
+        return await answer
+
+    async def step(self) -> bool:
+        """Do the next one, and tell whether there was any; what goes wrong is its asker's to hear."""
+        if not self._asked:
+            return False
+        asked = self._asked.pop(0)
+        if asked.answer.cancelled():
+            return True
+        try:
+            version = await self._publish(asked)
+        except Exception as error:
+            log.warning("publishing as %s failed: %s", asked.publication, error)
+            if not asked.answer.cancelled():
+                asked.answer.set_exception(error)
+        else:
+            log.info("published v%d as %s in v%d", version.parent, version.publication, version.version)
+            if not asked.answer.cancelled():
+                asked.answer.set_result(version)
+        return True
+
+    async def _publish(self, asked: _Asked) -> Version:
+        started = time.monotonic()
+        head = await asyncio.to_thread(self._versions.head)
+        if head is None:
+            raise WrongState("nothing has been merged yet", "submit a checkpoint first")
+        number = await asyncio.to_thread(self._versions.last_number) + 1
+        suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        snapshot, new_bases = self._folder.snapshots / f"v{number}{suffix}", self._folder.bases / f"v{number}{suffix}"
+        try:
+            for folder in (snapshot, new_bases):
+                await asyncio.to_thread(make_folder, folder)
+            request = self._request(head, asked.publication, snapshot, new_bases)
+            answer = await self._supervisor.publish(request, asked.report)
+            match answer:
+                case PublishResult():
+                    return await asyncio.to_thread(
+                        self._commit, head, number, asked, answer, snapshot, new_bases, started
+                    )
+                case Refused(reason):
+                    raise RepublicationFailed(reason)
+                case Failed(message, 0):
+                    raise RepublicationFailed(f"it failed: {message}", "the daemon's log has the details")
+                case Failed(message, disk_errno):
+                    raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
+        finally:
+            for folder in (snapshot, new_bases):
+                await asyncio.to_thread(remove, folder)
+        raise OSError(errno.EIO, f"the worker answered {answer}")
+
+    def _request(self, head: Version, publication: str, snapshot: Path, new_bases: Path) -> PublishRequest:
+        merge = self._configuration.merge
+        return PublishRequest(
+            base=str(self._folder.base),
+            plan=str(self._folder.plan),
+            rule=merge.rule,
+            hyper_parameters=merge.hyper_parameters,
+            publication=publication,
+            backend=merge.backend,
+            threads=merge.threads,
+            memory_budget=self._settings.memory_budget,
+            accumulated=str(self._folder.accumulated(head.version)),
+            bases=(str(new_bases), str(self._kept.folder(bases_key(head.state_files, merge)))),
+            submissions=head.submissions,
+            task_vector_norm_sum=head.task_vector_norm_sum,
+            accumulated_norm=head.accumulated_norm,
+            snapshot_folder=str(snapshot),
+            publish=self._settings.publish,
+            adapter_rank=self._settings.adapter_rank,
+        )
+
+    def _commit(
+        self,
+        head: Version,
+        number: int,
+        asked: _Asked,
+        result: PublishResult,
+        snapshot: Path,
+        new_bases: Path,
+        started: float,
+    ) -> Version:
+        merge = self._configuration.merge
+        lineage = self._versions.lineage(head.version, LINEAGE_SHOWN)
+        has_model = any("/" not in name for name in result.snapshot_files)
+        files = complete_snapshot(
+            snapshot,
+            companion_files(self._folder.base) if has_model else (),
+            cards=model_cards(
+                number,
+                f"nothing: v{head.version} in another publication",
+                lineage,
+                result,
+                submissions=head.submissions,
+                rule=f"`{merge.rule}`, published as `{asked.publication}`",
+            ),
+            manifest=variant_manifest(
+                number,
+                head,
+                result,
+                base_digest=self._configuration.base_digest,
+                merge=merge.to_json(),
+                publication=asked.publication,
+            ),
+            tensor_files=result.snapshot_files,
+        )
+        seal(snapshot, self._folder.snapshot(number))
+        version = Version(
+            version=number,
+            parent=head.version,
+            state=VersionState.PUBLISHED,
+            submission_id=head.submission_id,
+            submission_name=head.submission_name,
+            created_at=time.time(),
+            merge_seconds=time.monotonic() - started,
+            rule=merge.rule,
+            publication=asked.publication,
+            variant=True,
+            submissions=head.submissions,
+            lambda_=result.lambda_,
+            accumulated_norm=head.accumulated_norm,
+            task_vector_norm=head.task_vector_norm,
+            task_vector_norm_sum=head.task_vector_norm_sum,
+            state_files=head.state_files,
+            files=files,
+            aliases=(asked.alias,) if asked.alias else (),
+        )
+        self._versions.commit_variant(version)
+        if self._settings.keep_bases:
+            self._kept.add(new_bases, bases_key(head.state_files, merge))
+        return version
