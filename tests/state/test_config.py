@@ -65,7 +65,8 @@ class TestMergeSettings:
             merge_settings(alpha=alpha)
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("cross_blocks", "some"), ("threads", 0), ("threads", 1.5), ("rule", "none"), ("density", 0.5), ("beta", 1)]
+        ("name", "value"),
+        [("cross_blocks", "some"), ("threads", 0), ("threads", 1.5), ("rule", "none"), ("density", 0.5), ("beta", 1)],
     )
     def test_malformed(self, name: str, value: object) -> None:
         with pytest.raises(StateError, match=name):
