@@ -102,9 +102,9 @@ def test_what_cannot_be(daemon: Daemon, tmp_path: Path, past: History) -> None:
         with pytest.raises(InvalidArgument, match="cannot be an alias"):
             client.publish("mean", alias="v3")
         assert client.snapshots() == before
-    with Daemon(tmp_path / "fresh", past.base) as fresh, fresh.client() as client:
-        with pytest.raises(FailedPrecondition, match="nothing has been merged yet"):
-            client.publish("mean")
+    nothing = pytest.raises(FailedPrecondition, match="nothing has been merged yet")
+    with Daemon(tmp_path / "fresh", past.base) as fresh, fresh.client() as client, nothing:
+        client.publish("mean")
 
 
 def test_it_goes_with_what_it_is_of(daemon: Daemon) -> None:
