@@ -24,7 +24,7 @@ def main(words: list[str] | None = None) -> None:
         case "score":
             print(json.dumps(score(arguments.suite, load_weights(arguments.model), names), indent=2))
         case "compare":
-            print_table(arguments.suite)
+            print_table(arguments.suite, arguments.scales)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     score_it.add_argument("model", metavar="MODEL", type=Path, help="a model folder, or a safetensors file")
     for command in (build_it, score_it):
         command.add_argument("--tasks", metavar="NAME,...", default="", help="only these; all where none is named")
+    compare_them.add_argument(
+        "--scales", type=float, nargs="+", default=[0.3], metavar="SCALE", help="of the sum of all task vectors; 0.3"
+    )
     usual = Recipe()
     build_it.add_argument("--seed", type=int, default=usual.seed)
     build_it.add_argument("--pretraining-steps", type=int, default=usual.pretraining_steps)
