@@ -34,13 +34,13 @@ class Task:
     test: Examples
 
 
-def load_images(generator: torch.Generator) -> tuple[Examples, Examples]:
+def load_images(generator: torch.Generator, test_images: int = TEST_IMAGES) -> tuple[Examples, Examples]:
     """Return the digits as they are, shuffled: (for training, for testing)."""
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=generator)
     images = torch.tensor(digits.images, dtype=torch.float32)[order] / 16  # 17 grey levels
     labels = torch.tensor(digits.target, dtype=torch.int64)[order]
-    cut = len(labels) - TEST_IMAGES
+    cut = len(labels) - test_images
     return Examples(images[:cut], labels[:cut]), Examples(images[cut:], labels[cut:])
 
 

@@ -55,7 +55,9 @@ def accuracy(encoder: Encoder, head: Head, examples: Examples) -> float:
     return (predicted == examples.labels).float().mean().item()
 
 
-def pretrain(examples: Examples, generator: torch.Generator, on_step: OnStep) -> Encoder:
+def pretrain(
+    examples: Examples, generator: torch.Generator, on_step: OnStep, steps: int = PRETRAINING_STEPS
+) -> Encoder:
     """Return a base: an encoder that knows digits in many views, none of them well.
 
     Like a foundation model's, its training saw a bit of everything: half of the training images, in random views
@@ -65,8 +67,8 @@ def pretrain(examples: Examples, generator: torch.Generator, on_step: OnStep) ->
     classifier = nn.Linear(encoder.config.width, CLASSES)
     parameters = [*encoder.parameters(), *classifier.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=PRETRAINING_STEPS)
-    for _ in range(PRETRAINING_STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    for _ in range(steps):
         batch = torch.randint(len(examples) // 2, (BATCH,), generator=generator)
         views = _random_views(examples.images[batch], generator)
         _step(optimizer, schedule, functional.cross_entropy(classifier(encoder(views)), examples.labels[batch]))
@@ -74,18 +76,25 @@ def pretrain(examples: Examples, generator: torch.Generator, on_step: OnStep) ->
     return encoder
 
 
-def fine_tuning_steps(task: Task) -> int:
+def fine_tuning_steps(task: Task, epochs: int = FINE_TUNING_EPOCHS) -> int:
     """Return how many steps fine_tune takes."""
-    return FINE_TUNING_EPOCHS * (len(task.train) // BATCH)
+    return epochs * (len(task.train) // BATCH)
 
 
-def fine_tune(base: Encoder, task: Task, head: Head, generator: torch.Generator, on_step: OnStep) -> Encoder:
+def fine_tune(
+    base: Encoder,
+    task: Task,
+    head: Head,
+    generator: torch.Generator,
+    on_step: OnStep,
+    epochs: int = FINE_TUNING_EPOCHS,
+) -> Encoder:
     """Return the expert of a task: a copy of the base, all of it trained under the task's frozen head."""
     encoder = Encoder(base.config)
     encoder.load_state_dict(base.state_dict())
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-4, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fine_tuning_steps(task))
-    for _ in range(FINE_TUNING_EPOCHS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fine_tuning_steps(task, epochs))
+    for _ in range(epochs):
         for batch in _batches(len(task.train), generator):
             logits = head(encoder(task.train.images[batch]))
             _step(optimizer, schedule, functional.cross_entropy(logits, task.train.labels[batch]))

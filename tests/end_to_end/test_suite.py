@@ -53,7 +53,7 @@ def merge(base: Tensors, tasks: list[Path]) -> Iterator[tuple[float, Tensors]]:
         task_vector = {name: submission[name] - base[name] for name in base}
         norms.append(norm(task_vector))
         for name, tensor in task_vector.items():
-            projected = tensor.ndim == 2 and "embeddings" not in name and bool(accumulated[name].any())
+            projected = tensor.ndim == 2 and "embedding" not in name and bool(accumulated[name].any())
             accumulated[name] += project(tensor, accumulated[name]) if projected else tensor
         lambda_ = norm(accumulated) / statistics.fmean(norms)
         yield lambda_, {name: tensor / lambda_ for name, tensor in accumulated.items()}
