@@ -22,7 +22,8 @@ PUBLICATIONS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "tensor_norm": {"factor": 1.0},
         "iso": {"factor": 1.0},
         "flat": {"factor": 2.0},
-        "power": {"exponent": 0.5, "factor": 1.0},
+        "power": {"exponent": 0.5},
+        "foldin": {},
     }
 )
 """Name of a publication of a sum -> its numbers, in order, and their defaults."""
@@ -30,7 +31,7 @@ PUBLICATIONS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 DIVIDING = frozenset({"norm", "mean", "scale"})
 """Those that divide the sum by a number; only these keep a low rank as it is, and can be published as an adapter."""
 
-SPECTRAL = frozenset({"iso", "flat", "power"})
+SPECTRAL = frozenset({"iso", "flat", "power", "foldin"})
 """Those that need the singular vectors of the sum."""
 
 
@@ -51,6 +52,8 @@ class Entry(NamedTuple):
     """Of linear layers of (m, n), (n, n) each."""
     projects: bool = False
     """Whether linear layers are projected, which takes their bases."""
+    tables: bool = False
+    """Whether the rows of tables are projected too, which leaves no low rank in them."""
     whole: bool = False
     """Whether a fold needs whole tensors, and not rows of them."""
 
@@ -63,6 +66,12 @@ class Entry(NamedTuple):
 CATALOG: Mapping[str, Entry] = MappingProxyType(
     {
         "opcm": Entry({"alpha": 0.5, "cross_blocks": "keep", "projection": "exact"}, "norm", projects=True),
+        "foldin": Entry(
+            {"alpha": 0.5, "cross_blocks": "keep"},
+            "foldin",
+            projects=True,
+            tables=True,
+        ),
         "average": Entry({}, "mean"),
         "task_arithmetic": Entry({}, "scale:0.3"),
         "ties": Entry(

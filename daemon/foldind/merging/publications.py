@@ -4,6 +4,7 @@ In all of them S is the accumulated sum, of the whole model in ||S|| and n_t, an
 positive, exponents from 0 to 1.
 """
 
+import torch
 from torch import Tensor
 
 from foldind.merging.catalog import ACCUMULATED
@@ -74,17 +75,31 @@ def flat(factor: float = 2.0) -> Publication:
 
     A layer is as long as factor times the root mean square of its task vectors' norms.
     """
-    return power(0.0, factor)
-
-
-def power(exponent: float = 0.5, factor: float = 1.0) -> Publication:
-    """Return S with its singular values to a power in each linear layer, as long as in `flat`, and S / N elsewhere."""
 
     def spectrum(singular_values: Tensor, tensor: TensorRecord, record: Record) -> Tensor:
-        shaped = (singular_values / singular_values[0]) ** exponent
-        return shaped * (factor * root_mean_square(tensor) / float(shaped.norm()))
+        value = factor * root_mean_square(tensor) / len(singular_values) ** 0.5
+        return torch.full_like(singular_values, value)
 
     return Publication(lambda state, tensor, record: mean_update(state, record), spectrum=spectrum)
+
+
+def power(exponent: float = 0.5) -> Publication:
+    """Return S with its singular values to a power in each linear layer, which stays as long, and S / N elsewhere."""
+    return Publication(
+        lambda state, tensor, record: mean_update(state, record),
+        spectrum=lambda singular_values, tensor, record: to_power(singular_values, exponent),
+    )
+
+
+def to_power(singular_values: Tensor, exponent: float) -> Tensor:
+    """Return singular values to a power, as long together as they were.
+
+    Args:
+      singular_values: (q,) float64, descending, positive, at least one.
+      exponent: from 0, which makes them equal, to 1, which leaves them alone.
+    """
+    shaped = (singular_values / singular_values[0]) ** exponent
+    return shaped * (float(singular_values.norm()) / float(shaped.norm()))
 
 
 def mean_update(state: State, record: Record) -> Tensor:

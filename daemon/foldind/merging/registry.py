@@ -4,16 +4,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-from foldind.merging import breadcrumbs, dare, magmax, model_stock, publications, regression, ties
+from foldind.merging import breadcrumbs, dare, foldin, magmax, model_stock, publications, regression, ties
 from foldind.merging.additive import task_vector_sum
 from foldind.merging.backend import TORCH, Backend
 from foldind.merging.basis import decompose, large_side_rows, small_side
-from foldind.merging.catalog import Value, parse_publication
+from foldind.merging.catalog import CATALOG, Value, parse_publication
 from foldind.merging.opcm import opcm
 from foldind.merging.rule import Accumulation, Decomposition, Publication, Rule
 
 ACCUMULATIONS: Mapping[str, Callable[..., Accumulation]] = MappingProxyType(
     {
+        "opcm": opcm,
+        "foldin": lambda **options: foldin.with_tables(opcm(**options)),
         "average": task_vector_sum,
         "task_arithmetic": task_vector_sum,
         "ties": ties.accumulation,
@@ -25,7 +27,7 @@ ACCUMULATIONS: Mapping[str, Callable[..., Accumulation]] = MappingProxyType(
         "model_stock": model_stock.accumulation,
     }
 )
-"""Name of a rule but OPCM -> the factory of its accumulation, which takes the rule's options."""
+"""Name of a rule -> the factory of its accumulation, which takes the rule's options, and a backend if it projects."""
 
 PUBLICATIONS: Mapping[str, Callable[..., Publication]] = MappingProxyType(
     {
@@ -36,6 +38,7 @@ PUBLICATIONS: Mapping[str, Callable[..., Publication]] = MappingProxyType(
         "iso": publications.iso,
         "flat": publications.flat,
         "power": publications.power,
+        "foldin": foldin.publication,
         "ties": ties.publication,
         "regression": regression.publication,
         "model_stock": model_stock.publication,
@@ -60,11 +63,14 @@ def make_rule(
     """
     given = dict(options or {})
     named = parse_publication(publication, name)
-    factory = partial(opcm, backend=backend) if name == "opcm" else ACCUMULATIONS[name]
+    if CATALOG[name].projects:
+        accumulation = ACCUMULATIONS[name](**given, backend=backend)
+    else:
+        accumulation = ACCUMULATIONS[name](**given)
     alpha, leading = float(given.get("alpha", 0.5)), given.get("projection") == "leading"
     return Rule(
         name,
-        factory(**given),
+        accumulation,
         PUBLICATIONS[named.name](**named.numbers),
         Decomposition(
             partial(decompose, alpha=alpha, leading=leading, backend=backend),

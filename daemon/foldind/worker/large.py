@@ -22,7 +22,7 @@ from foldind.worker.blocks import Block, FoldedBlock, row_blocks
 from foldind.worker.ordered import Parallelism, ordered_map
 from foldind.worker.taskvectors.contract import TaskVectors
 
-_RULE = CATALOG["opcm"]  # the one that projects
+_RULE = CATALOG["opcm"]  # all that project take the same
 
 
 def write_large_basis(path: Path, decomposition: Decomposition, state: AccumulatedState, tensor: str) -> None:

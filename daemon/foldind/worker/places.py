@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
-from foldind.merging.catalog import slot_shapes
+from foldind.merging.catalog import CATALOG, slot_shapes
 from foldind.state.accumulators import AccumulatedState, Place, factored_bytes
 from foldind.state.layout import Representation
 from foldind.worker.taskvectors.contract import TaskVectors
@@ -32,7 +32,8 @@ def choose_places(
         if rank == 0:
             yield Place(tensor, Representation.ZERO, 0, {})
             continue
-        if rank and factored and len(tensor.shape) == 2:
+        table = tensor.treatment is not Treatment.PROJECTED
+        if rank and factored and len(tensor.shape) == 2 and not (table and CATALOG[rule].tables):
             m, n = tensor.shape
             rank = min(rank, m, n, max_rank or rank)
             if factored_bytes((m, n), rank) < ITEM_BYTES["F32"] * math.prod(tensor.shape):
