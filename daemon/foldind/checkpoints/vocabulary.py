@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.errors import CheckpointRefused
 
 _EMBEDDINGS = frozenset(
@@ -78,6 +78,16 @@ def vocabulary_sizes(plan: Plan) -> dict[str, int]:
         if tensor.shape and (size := _size(tensor.name, tensor.shape)) in known and _is_of_scores(tensor):
             sizes[tensor.name] = size
     return sizes
+
+
+def token_embeddings(plan: Plan) -> frozenset[str]:
+    """Return the names of the folded tensors whose rows are the embeddings of tokens, a row each."""
+    sizes = vocabulary_sizes(plan)
+    return frozenset(
+        tensor.name
+        for tensor in plan.folded
+        if tensor.treatment is Treatment.SUMMED and tensor.name in sizes and _is_table(tensor)
+    )
 
 
 def resized_tensors(shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> dict[str, RowCounts]:

@@ -53,7 +53,7 @@ class Entry(NamedTuple):
     projects: bool = False
     """Whether linear layers are projected, which takes their bases."""
     tables: bool = False
-    """Whether the rows of tables are projected too, which leaves no low rank in them."""
+    """Whether the embeddings of tokens are projected too, each by itself, which leaves no low rank in them."""
     whole: bool = False
     """Whether a fold needs whole tensors, and not rows of them."""
 

@@ -45,6 +45,8 @@ class TensorRecord(NamedTuple):
     """Sum of their squared norms."""
     accumulated_norm: float
     """Norm of the accumulated state."""
+    table: bool = False
+    """Whether its rows are the embeddings of tokens, of which a task changes few."""
 
 
 class Step(NamedTuple):
@@ -52,6 +54,8 @@ class Step(NamedTuple):
 
     matrix: bool
     """Whether it is the weight of a linear layer."""
+    table: bool
+    """Whether its rows are the embeddings of tokens."""
     seed: int
     """Of whatever is random; another one for every submission, tensor and row block, and the same one again."""
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor
+from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
 from foldind.merging.catalog import CATALOG
 from foldind.merging.rule import Factored, Rule, TensorRecord
@@ -64,8 +65,9 @@ def accumulate(
         factored = rule.accumulation.fold_factored is not None
         places = list(choose_places(plan, rule.name, factored, old, task_vectors, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places, slots))
+        tables = token_embeddings(plan)
         folding = Folding(
-            rule, task_vectors, old, Path(request.bases), scratch, request.seed, request.max_rank, parallelism
+            rule, tables, task_vectors, old, Path(request.bases), scratch, request.seed, request.max_rank, parallelism
         )
         results = stack.enter_context(closing(folding.results(places)))
         for number, place in enumerate(places):
@@ -85,7 +87,8 @@ def accumulate(
             statistics.append(_statistics(place.tensor, parts))
             norms.append(math.hypot(*(part.accumulated_norm for part in parts)))
             if old_records is not None and matrices:
-                before = old_records.get(place.tensor.name) or [TensorRecord(0, 0.0, 0.0, 0.0)] * len(matrices)
+                nothing = TensorRecord(0, 0.0, 0.0, 0.0, place.tensor.name in tables)
+                before = old_records.get(place.tensor.name) or [nothing] * len(matrices)
                 records[place.tensor.name] = [*map(_record, before, matrices.values())]
             report(Progress("folding", number + 1, len(plan.folded), place.tensor.name))
         if not math.isfinite(norm := math.hypot(*norms)):
@@ -112,6 +115,7 @@ def _record(before: TensorRecord, parts: Sequence[FoldedBlock]) -> TensorRecord:
         before.task_vector_norm_sum + task_vector_norm,
         before.task_vector_squared_sum + task_vector_norm**2,
         math.hypot(*(part.accumulated_norm for part in parts)),
+        before.table,
     )
 
 

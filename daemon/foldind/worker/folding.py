@@ -1,7 +1,7 @@
 """The parts of a new state, each from the same part of the old one, the base and the submission; several at once."""
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +28,7 @@ class Folding:
 
     Args:
       rule: the merge rule.
+      tables: tensors whose rows are the embeddings of tokens.
       task_vectors: of the submission.
       old: the state; None before the first merge.
       bases: the folder of its bases, as far as they are there.
@@ -40,6 +41,7 @@ class Folding:
     def __init__(
         self,
         rule: Rule,
+        tables: Collection[str],
         task_vectors: TaskVectors,
         old: AccumulatedState | None,
         bases: Path,
@@ -49,6 +51,7 @@ class Folding:
         parallelism: Parallelism,
     ):
         self._rule = rule
+        self._tables = tables
         self._entry = CATALOG[rule.name]
         self._seed = seed
         self._task_vectors = task_vectors
@@ -125,7 +128,7 @@ class Folding:
     def _step(self, block: Block) -> Step:
         first = block.rows[0] if block.rows else 0
         digest = sha256(f"{self._seed} {block.tensor.name} {first}".encode()).digest()
-        return Step(bool(block.basis_file), int.from_bytes(digest[:8]) >> 1)
+        return Step(bool(block.basis_file), block.tensor.name in self._tables, int.from_bytes(digest[:8]) >> 1)
 
     def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
         tensor = matrix.tensor

@@ -14,6 +14,7 @@ from foldind.checkpoints.checkpoint import INDEX, Checkpoint
 from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.tensors import TensorReader, bytes_of
+from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
 from foldind.merging.basis import Basis
 from foldind.merging.catalog import CATALOG
@@ -119,6 +120,7 @@ class PublishStep:
         self._bases = bases
         self._records = records
         self._record = record
+        self._tables = token_embeddings(plan)
         self._numbers = {tensor.name: number for number, tensor in enumerate(plan.folded)}
 
     @property
@@ -206,6 +208,6 @@ class PublishStep:
 
     def _tensor_record(self, block: Block) -> TensorRecord:
         if self._records is None:
-            return TensorRecord(self._record.submissions, 0.0, 0.0, 0.0)
+            return TensorRecord(self._record.submissions, 0.0, 0.0, 0.0, block.tensor.name in self._tables)
         records = self._records[block.tensor.name]
         return records[block.matrix] if len(records) > 1 else records[0]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
+from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.merging.catalog import CATALOG, slot_shapes
 from foldind.state.accumulators import AccumulatedState, Place, factored_bytes
 from foldind.state.layout import Representation
@@ -27,13 +28,13 @@ def choose_places(
       task_vectors: of the submission.
       max_rank: that factors may have; 0: any.
     """
+    tables = token_embeddings(plan) if CATALOG[rule].tables else frozenset()
     for tensor in plan.folded:
         rank = _rank(tensor, old, task_vectors)
         if rank == 0:
             yield Place(tensor, Representation.ZERO, 0, {})
             continue
-        table = tensor.treatment is not Treatment.PROJECTED
-        if rank and factored and len(tensor.shape) == 2 and not (table and CATALOG[rule].tables):
+        if rank and factored and len(tensor.shape) == 2 and tensor.name not in tables:
             m, n = tensor.shape
             rank = min(rank, m, n, max_rank or rank)
             if factored_bytes((m, n), rank) < ITEM_BYTES["F32"] * math.prod(tensor.shape):
