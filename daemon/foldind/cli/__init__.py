@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from foldind.cli.evaluation import evaluate
 from foldind.cli.options import Base, State, Summed
 from foldind.cli.session import errors, sentences
 
@@ -258,3 +259,6 @@ def fsck(state: State) -> None:
         errors.print(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}")
         sys.exit(1)
     errors.print(f"{state} is in order")
+
+
+app.command()(evaluate)
