@@ -23,7 +23,7 @@ LEVELS = (
     {"attempt", "housekeeping", "preparation", "republication"},
     {"service"},
     {"serving"},
-    {"app"},
+    {"app", "evaluation"},
     {"cli"},
 )
 """The rooms of the daemon, from the ground up: each may know of those below it, and not of its neighbours."""

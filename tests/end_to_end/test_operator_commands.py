@@ -13,7 +13,7 @@ from tests.support.models import base_tensors, shard
 @pytest.mark.parametrize(
     ("name", "words"),
     {
-        (): ("init", "serve", "plan", "fsck", "fine-tuned checkpoints"),
+        (): ("init", "serve", "plan", "fsck", "evaluate", "fine-tuned checkpoints"),
         ("init",): ("--base", "--state", "--alpha", "--cross-blocks", "--summed", "foldind init --base"),
         ("serve",): (
             "--grpc",

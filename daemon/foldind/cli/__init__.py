@@ -3,8 +3,6 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from foldind.errors import FoldinError
+from foldind.cli.evaluation import evaluate
+from foldind.cli.options import Base, State, Summed
+from foldind.cli.session import errors, sentences
 
 app = typer.Typer(
     name="foldind",
@@ -27,32 +27,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Base = Annotated[
-    Path, typer.Option(help="Folder of the base model, as save_pretrained writes it.", exists=True, file_okay=False)
-]
-State = Annotated[Path, typer.Option(help="The state folder: everything that the daemon keeps.")]
-Summed = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Pattern of 2-D tensors that are no linear layers, and are summed instead of projected; may be repeated, "
-        "and replaces the default patterns (embeddings and position tables)."
-    ),
-]
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """Let errors end as one sentence and exit status 1."""
-    try:
-        yield
-    except FoldinError as error:
-        errors.print(f"foldind: {error}", markup=False)
-        raise typer.Exit(1) from error
-    except OSError as error:
-        errors.print(f"foldind: {error}", markup=False)
-        raise typer.Exit(1) from error
 
 
 def _version(value: bool) -> None:
@@ -128,7 +102,7 @@ def init(
     from foldind.state.creation import check_places, create_state
     from foldind.worker.choice import choose_backend
 
-    with _sentences(), errors.status("starting") as status:
+    with sentences(), errors.status("starting") as status:
         settings = merge_settings(
             rule=rule,
             density=density,
@@ -220,7 +194,7 @@ def serve(
     """
     from foldind.app import serve as serve_state
 
-    with _sentences():
+    with sentences():
         serve_state(
             state,
             grpc=grpc,
@@ -253,7 +227,7 @@ def plan(
     from foldind.checkpoints.checkpoint import open_checkpoint
     from foldind.checkpoints.plan import SUMMED_PATTERNS, make_plan
 
-    with _sentences():
+    with sentences():
         found = make_plan(open_checkpoint(base), summed or SUMMED_PATTERNS)
     if as_json:
         typer.echo(json.dumps(json.loads(found.to_json())["tensors"], indent=1))
@@ -277,7 +251,7 @@ def fsck(state: State) -> None:
     """
     from foldind.state.fsck import check_state
 
-    with _sentences(), errors.status("checking") as status:
+    with sentences(), errors.status("checking") as status:
         findings = check_state(state, lambda what: status.update(f"checking {what}"))
     for finding in findings:
         typer.echo(finding)
@@ -285,3 +259,6 @@ def fsck(state: State) -> None:
         errors.print(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}")
         sys.exit(1)
     errors.print(f"{state} is in order")
+
+
+app.command()(evaluate)

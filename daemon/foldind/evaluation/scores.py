@@ -1,0 +1,149 @@
+"""The evaluation command: a program of the user's that says how accurate a model is."""
+
+import asyncio
+import json
+import math
+import os
+import re
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from foldind.errors import FoldinError, InvalidRequest
+
+MODEL, TASKS = "{model}", "{tasks}"
+LONGEST_ANSWER = 16 * 1024 * 1024
+"""Bytes."""
+
+_TAIL = 600
+_ANSWER = 'it prints {"accuracy": {task: share}} or {task: share} as JSON, with shares in 0..1'
+
+
+class ScoringFailed(FoldinError):
+    """The evaluation command failed, or its answer makes no sense."""
+
+
+class ScoringCommand:
+    """Runs the evaluation command.
+
+    Args:
+      text: of the command, as in a shell, though none is run; {model} stands for the folder of the model, and {tasks}
+        for the names of the tasks to score, with commas between them.
+      timeout: seconds that a run may take; 0: any time.
+
+    Raises:
+      InvalidRequest: it cannot be run.
+    """
+
+    def __init__(self, text: str, timeout: float = 0):
+        try:
+            self._arguments = shlex.split(text)
+        except ValueError as error:
+            raise InvalidRequest(
+                f"the evaluation command {text!r} is malformed: {error}", "quote as in a shell"
+            ) from error
+        if MODEL not in text:
+            raise InvalidRequest(
+                f"the evaluation command {text!r} has no {MODEL}", f"write {MODEL} where the model's folder goes"
+            )
+        self._timeout = timeout
+        self.chooses = TASKS in text
+        """Whether it is told which tasks to score."""
+
+    async def score(self, model: Path, tasks: Sequence[str]) -> dict[str, float]:
+        """Return the accuracy of a model on tasks, a share each.
+
+        Args:
+          model: its folder.
+          tasks: their names.
+
+        Raises:
+          ScoringFailed: it fails, takes too long, or does not say.
+        """
+        values = {MODEL: str(model.absolute()), TASKS: ",".join(tasks)}
+        arguments = [_substituted(argument, values) for argument in self._arguments]
+        with TemporaryFile() as output, TemporaryFile() as errors:  # which no process that it leaves behind holds open
+            status = await self._run(arguments, output, errors)
+            if status is None:
+                raise _failed(arguments, f"took more than {self._timeout:g} s", errors, "see --timeout")
+            if status < 0:
+                raise _failed(arguments, f"was ended by signal {-status} ({signal.strsignal(-status)})", errors)
+            if status:
+                raise _failed(arguments, f"ended with status {status}", errors)
+            output.seek(0)
+            answer = output.read(LONGEST_ANSWER + 1)
+            try:
+                return _accuracies(answer, tasks)
+            except ValueError as error:
+                raise _failed(arguments, str(error), errors, _ANSWER) from error
+
+    async def _run(self, arguments: Sequence[str], output: IO[bytes], errors: IO[bytes]) -> int | None:
+        """Return the exit status; None: it took too long."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,  # so that it is ended with all that it started
+            )
+        except OSError as error:
+            raise ScoringFailed(
+                f"the evaluation command cannot be run: {arguments[0]}: {error.strerror}", "check its name and path"
+            ) from error
+        try:
+            async with asyncio.timeout(self._timeout or None):
+                return await process.wait()
+        except TimeoutError:
+            return None
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+
+
+def _substituted(argument: str, values: Mapping[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], argument)
+
+
+def _accuracies(answer: bytes, tasks: Sequence[str]) -> dict[str, float]:
+    if len(answer) > LONGEST_ANSWER:
+        raise ValueError(f"printed more than {LONGEST_ANSWER} bytes")
+    told = _json_object(answer)
+    if isinstance(told.get("accuracy"), dict):
+        told = told["accuracy"]
+    if missing := [task for task in tasks if task not in told]:
+        raise ValueError(f"told no accuracy of {', '.join(missing)}")
+    for task in tasks:
+        share = told[task]
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or (isinstance(share, float) and not math.isfinite(share)):
+            raise ValueError(f"told {str(share)[:80]!r} as the accuracy of {task}, which is no number")
+        if not 0 <= share <= 1:
+            raise ValueError(f"told {str(share)[:80]} as the accuracy of {task}, which is no share in 0..1")
+    return {task: float(told[task]) for task in tasks}
+
+
+def _json_object(answer: bytes) -> dict[str, Any]:
+    text = answer.decode(errors="replace").strip()
+    for candidate in (text, text.rpartition("\n")[2]):  # some libraries print as they are loaded
+        with suppress(ValueError, RecursionError):
+            if isinstance(told := json.loads(candidate), dict):
+                return told
+    raise ValueError(f"printed no JSON object, but {text[-_TAIL:]!r}" if text else "printed nothing")
+
+
+def _failed(arguments: Sequence[str], what: str, errors: IO[bytes], hint: str = "") -> ScoringFailed:
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - _TAIL))
+    tail = errors.read(_TAIL).decode(errors="replace").strip()
+    # The tail comes last: a reason that is too long is cut at its end.
+    said = f"; its standard error ends with:\n{tail}" if tail else ""
+    return ScoringFailed(
+        f"the evaluation command {shlex.join(arguments)[:300]} {what}", f"{hint}{said}".removeprefix("; ")
+    )
