@@ -219,7 +219,7 @@ def test_interrupted_it_leaves_nothing_running(small_suite: Suite, tmp_path: Pat
 
 def test_only_the_end_and_no_experts(small_suite: Suite, tmp_path: Path, finished: Finished) -> None:
     out = tmp_path / "results"
-    ended = command(*small_suite.arguments(out, "--only-final", "--no-experts"))
+    ended = command(*small_suite.arguments(out, "--score", "final", "--no-experts"))
     assert ended.status == 0, ended.stderr
     assert small_suite.log(out).read_text().split() == ["blue,green,red"] + 2 * ["red,green,blue"] + 2 * [
         "blue,red,green"
@@ -235,7 +235,7 @@ def test_only_the_end_and_no_experts(small_suite: Suite, tmp_path: Path, finishe
 def test_other_rules_give_the_same_whether_each_step_is_scored_or_the_last(small_suite: Suite, tmp_path: Path) -> None:
     rules = ("average", "ties", "dare:density=0.3", "regression", "opcm:publication=iso")
     finals = []
-    for more in ((), ("--only-final",)):
+    for more in ((), ("--score", "final")):
         out = tmp_path / f"results{len(finals)}"
         arguments = small_suite.arguments(out, "--no-experts", *more)
         named = (f"--rule={rule}" for rule in rules)
@@ -325,7 +325,7 @@ def test_a_program_that_fails_ends_it_with_a_sentence(small_suite: Suite, tmp_pa
 
 def test_help_teaches() -> None:
     text = command("evaluate", "--help").stdout
-    for word in ("--base", "--tasks", "--task", "--rule", "--order", "--shuffles", "--only-final", "--no-experts"):
+    for word in ("--base", "--tasks", "--task", "--rule", "--order", "--shuffles", "--score", "final", "--no-experts"):
         assert word in text
     for word in ("{model}", "{tasks}", "ACC", "BWT", "goes on", "foldind evaluate --base", "accuracy"):
         assert word in text

@@ -29,8 +29,8 @@ def test_a_rule_and_its_options() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ocpm", ("rule 'ocpm'", "opcm, average")),
-        ("", ("rule ''", "opcm, average")),
+        ("ocpm", ("rule 'ocpm'", "opcm, foldin, average")),
+        ("", ("rule ''", "opcm, foldin, average")),
         ("average:alpha=0.3", ("not alpha", "options of average are publication")),
         ("opcm:publication=flta", ("no publication 'flta'", "norm")),
         ("opcm:projection=leading,publication=iso", ("singular vectors",)),

@@ -10,6 +10,7 @@ import typer
 
 from foldind.cli.options import Base, Summed
 from foldind.cli.session import errors, sentences
+from foldind.evaluation.scores import Scored
 from foldind.merging.catalog import CATALOG, PUBLICATIONS
 
 INTERRUPTED = 130
@@ -62,9 +63,13 @@ def evaluate(
         bool,
         typer.Option(help="Score every fine-tuned model on its task, for normalised accuracy and the gain kept."),
     ] = True,
-    only_final: Annotated[
-        bool, typer.Option("--only-final", help="Score only what is merged in the end: faster, without BWT and curves.")
-    ] = False,
+    score: Annotated[
+        Scored,
+        typer.Option(
+            help="On what the model is scored after each merge: `all` that was merged so far; the `newest` task, and "
+            "in the end all: faster, with BWT and without curves; or `final`: in the end only, without both."
+        ),
+    ] = Scored.ALL,
     ignore: Annotated[
         list[str] | None,
         typer.Option(help="Pattern of tensors that checkpoints have beyond the base (task heads); may be repeated."),
@@ -116,7 +121,7 @@ def evaluate(
             command=command,
             timeout=timeout,
             experts=experts,
-            only_final=only_final,
+            scored=score,
             ignore=ignore or (),
             summed=summed or SUMMED_PATTERNS,
             backend=backend or "",

@@ -17,7 +17,7 @@ from foldind.evaluation.plots import HOW_TO_GET_PLOTS, write_plots
 from foldind.evaluation.report import write_report
 from foldind.evaluation.results import Results, Step, Subject
 from foldind.evaluation.rules import NamedRule, parse_rule
-from foldind.evaluation.scores import ScoringCommand
+from foldind.evaluation.scores import Scored, ScoringCommand
 from foldind.evaluation.stream import Stream
 from foldind.evaluation.tasks import Task, open_task
 from foldind.state.creation import digest_base
@@ -42,8 +42,8 @@ class Wanted:
     """Seconds that the command may take; 0: any time."""
     experts: bool = True
     """Whether each task's own fine-tuned model is scored."""
-    only_final: bool = False
-    """Whether only the model after the last fold is scored."""
+    scored: Scored = Scored.ALL
+    """On what the model after each fold is scored."""
     ignore: Sequence[str] = ()
     """Patterns of tensors beyond the base that are left out."""
     summed: Sequence[str] = SUMMED_PATTERNS
@@ -175,10 +175,11 @@ class _Work:
             if number not in missing:
                 self._display.done(1, f"{at}: folded {task.name} in {merged.seconds:.1f} s")
                 continue
-            accuracy = await self._score(at, merged.model, order[:number])
+            tasks = self._tasks_at(order, number)
+            accuracy = await self._score(at, merged.model, tasks)
             self._results.add_step(rule, order, number, Step(accuracy, merged.seconds, merged.state_bytes))
             told = f"{at}: folded {task.name} in {merged.seconds:.1f} s, {_percent(accuracy)}"
-            self._display.done(1 + self._cost_of_score(number), told)
+            self._display.done(1 + self._cost_of_score(len(tasks)), told)
 
     async def _score(self, what: str, model: Path, tasks: Sequence[str]) -> dict[str, float]:
         self._display.doing(f"{what}: scoring {len(tasks)} task{'s' if len(tasks) > 1 else ''}")
@@ -189,18 +190,29 @@ class _Work:
         supervisor = self._supervisors.setdefault(threads, Supervisor(threads))
         return Stream(self._wanted.base, self._scratch / "plan.json", rule, supervisor, self._scratch / "merge")
 
+    def _tasks_at(self, order: Order, number: int) -> Order:
+        """Return the tasks on which the model after a number of folds is scored."""
+        if self._wanted.scored is Scored.ALL or number == len(order):
+            return order[:number]
+        return order[number - 1 : number] if self._wanted.scored is Scored.NEWEST else ()
+
     def _wanted_steps(self, order: Order) -> set[int]:
-        return {len(order)} if self._wanted.only_final else set(range(1, len(order) + 1))
+        return {number for number in range(1, len(order) + 1) if self._tasks_at(order, number)}
 
     def _missing_steps(self, rule: str, order: Order) -> set[int]:
-        return self._wanted_steps(order) - self._results.steps.get((rule, order), {}).keys()
+        done = self._results.steps.get((rule, order), {})
+        return {
+            number
+            for number in self._wanted_steps(order)
+            if number not in done or not done[number].accuracy.keys() >= set(self._tasks_at(order, number))
+        }
 
     def _missing_experts(self) -> list[str]:
         return [name for name in self._tasks if name not in self._results.experts] if self._wanted.experts else []
 
     def _cost(self, order: Order, steps: set[int]) -> int:
         """Return how much work it is to score an order's steps, and to fold so far; in folds, roughly."""
-        return max(steps, default=0) + sum(self._cost_of_score(step) for step in steps)
+        return max(steps, default=0) + sum(self._cost_of_score(len(self._tasks_at(order, step))) for step in steps)
 
     def _cost_of_models(self, experts: Sequence[str] | Mapping[str, Task], *, with_base: bool) -> int:
         experts = experts if self._wanted.experts else ()

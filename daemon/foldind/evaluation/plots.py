@@ -103,7 +103,8 @@ def _means(results: Results, rule: str, orders: Sequence[Order]) -> dict[int, li
     means: dict[int, list[float]] = {}
     for order in orders:
         for number, step in results.steps.get((rule, order), {}).items():
-            means.setdefault(number, []).append(100 * mean_accuracy(step.accuracy))
+            if len(step.accuracy) == number:  # else it was not scored on all that was merged by then
+                means.setdefault(number, []).append(100 * mean_accuracy(step.accuracy))
     return dict(sorted(means.items()))
 
 

@@ -9,6 +9,7 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -21,6 +22,17 @@ LONGEST_ANSWER = 16 * 1024 * 1024
 
 _TAIL = 600
 _ANSWER = 'it prints {"accuracy": {task: share}} or {task: share} as JSON, with shares in 0..1'
+
+
+class Scored(StrEnum):
+    """On which tasks the model after each fold is scored."""
+
+    ALL = "all"
+    """Those merged so far."""
+    NEWEST = "newest"
+    """The one just merged; after the last fold, all."""
+    FINAL = "final"
+    """None; after the last fold, all."""
 
 
 class ScoringFailed(FoldinError):
