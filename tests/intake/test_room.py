@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from foldind.checkpoints.plan import Plan
-from foldind.config import ServeSettings
+from foldind.config import MergeSettings, ServeSettings
 from foldind.errors import OutOfRoom
 from foldind.intake.admission import RESERVED_BYTES, Admission
 from foldind.state.database import Database
@@ -24,10 +24,11 @@ def test_room_for_a_merge_is_left(base: Path, tmp_path: Path, monkeypatch: pytes
     foldind("init", "--backend", "numpy", "--base", str(base), "--state", str(tmp_path / "state"))
     folder = StateFolder(tmp_path / "state")
     tensors = load_model(base).values()
-    merge_bytes = sum(4 * tensor.numel() + tensor.nbytes for tensor in tensors)  # the new state, and a snapshot
+    state = sum(4 * tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    merge_bytes = state + sum(tensor.nbytes for tensor in tensors)  # the new state, and a snapshot
     with Database(tmp_path / "ledger.sqlite", create=True) as database:
         plan = Plan.from_json(folder.plan.read_bytes())
-        admission = Admission(folder, Ledger(database), plan, ServeSettings())
+        admission = Admission(folder, Ledger(database), plan, MergeSettings(), ServeSettings())
 
         def with_free(free: int) -> None:
             monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))

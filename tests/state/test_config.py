@@ -13,6 +13,7 @@ from foldind.config import (
     read_configuration,
 )
 from foldind.errors import StateError
+from foldind.merging.catalog import CATALOG, OPTIONS
 
 from tests.support.commands import command
 from tests.support.daemon import foldind
@@ -65,11 +66,57 @@ class TestMergeSettings:
             merge_settings(alpha=alpha)
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("cross_blocks", "some"), ("threads", 0), ("threads", 1.5), ("rule", "ties"), ("beta", 1)]
+        ("name", "value"), [("cross_blocks", "some"), ("threads", 0), ("threads", 1.5), ("rule", "tides"), ("beta", 1)]
     )
     def test_malformed(self, name: str, value: object) -> None:
         with pytest.raises(StateError, match=name):
             merge_settings(**{name: value})
+
+    @pytest.mark.parametrize("rule", CATALOG)
+    def test_every_rule_has_its_options_and_publication(self, path: Path, rule: str) -> None:
+        entry = CATALOG[rule]
+        settings = configured(path, merge=merge_settings(rule=rule)).merge
+        assert (settings.rule, settings.publication) == (rule, entry.publication)
+        assert settings.hyper_parameters == entry.options
+        assert all(getattr(settings, option) is None for option in OPTIONS - entry.options.keys())
+
+    @pytest.mark.parametrize(
+        ("rule", "option", "value"),
+        [("ties", "alpha", 0.5), ("opcm", "density", 0.5), ("dare", "outliers", 0.1), ("average", "density", 0.5)],
+    )
+    def test_options_of_other_rules(self, rule: str, option: str, value: float) -> None:
+        with pytest.raises(StateError, match=f"the rule '{rule}' takes .*, and not {option}"):
+            merge_settings(rule=rule, **{option: value})
+
+    @pytest.mark.parametrize(("option", "value"), [("density", 0.0), ("density", 1.1), ("outliers", 1.0)])
+    def test_options_out_of_range(self, option: str, value: float) -> None:
+        with pytest.raises(StateError, match=option):
+            merge_settings(rule="breadcrumbs", **{option: value})
+
+    @pytest.mark.parametrize(
+        ("rule", "publication", "divides", "spectral"),
+        [
+            ("opcm", "norm", True, False),
+            ("opcm", "flat:2.0", False, True),
+            ("average", "tensor_norm", False, False),
+            ("iso", "", False, True),
+            ("ties", "ties:0.5", False, False),
+            ("dare", "", True, False),
+        ],
+    )
+    def test_publications(self, path: Path, rule: str, publication: str, divides: bool, spectral: bool) -> None:
+        settings = configured(path, merge=merge_settings(rule=rule, publication=publication)).merge
+        assert settings.publication == (publication or CATALOG[rule].publication)
+        assert (settings.divides, settings.spectral) == (divides, spectral)
+
+    @pytest.mark.parametrize(("rule", "publication"), [("ties", "norm"), ("opcm", "ties"), ("opcm", "flat:-1")])
+    def test_publications_that_there_are_not(self, rule: str, publication: str) -> None:
+        with pytest.raises(StateError, match=r"publication|above 0"):
+            merge_settings(rule=rule, publication=publication)
+
+    def test_leading_has_not_all_singular_vectors(self) -> None:
+        with pytest.raises(StateError, match="projection = exact"):
+            merge_settings(projection="leading", publication="flat")
 
 
 class TestLayers:
