@@ -189,7 +189,7 @@ class TestDense:
             for submission in submissions:
                 stream.fold(submission)
             states.append(stream.accumulated)
-            name, *numbers = publication.split(":")
+            name = publication.partition(":")[0]
             update = update_of(stream, base)
             for key, values in states[-1].items():
                 if name in {"iso", "flat", "power"} and key in MATRICES:
@@ -239,15 +239,15 @@ class TestDense:
         for submission in submissions:
             stream.fold(submission, shards=2)
         for name, values in Batch(base, submissions).of_rule(rule).items():
-            if rule in {"ties", "breadcrumbs"}:
-                continue  # of equal magnitudes at the threshold: merging/test_trimming.py
             exact = base[name].double().numpy() + values
             found = stream.merged[name]
             assert found.dtype == torch.bfloat16
             with np.errstate(divide="ignore"):
                 exponent = np.maximum(np.floor(np.log2(np.abs(exact))), -126)
             slack = 1e-6 * float(np.abs(exact).max())
-            assert (np.abs(found.double().numpy() - exact) <= 2.0 ** (exponent - 8) + slack).all(), name
+            wrong = np.abs(found.double().numpy() - exact) > 2.0 ** (exponent - 8) + slack
+            # Of bfloat16 it happens that positive and negative parts cancel, and then the order of a sum elects.
+            assert wrong.sum() <= (0.01 * wrong.size if rule == "ties" else 0), name
 
 
 @pytest.mark.parametrize("rule", CATALOG)
@@ -258,7 +258,7 @@ class TestBytes:
         base = make_base()
         submissions = tuned(base, generator, 2)
         results = []
-        for processors, budget in ((1, 2**30), (2, 2**30), (7, 2**30), (7, 0)):
+        for processors, budget in ((1, 2**30), (2, 2**30), (7, 0)):
             monkeypatch.setattr(os, "sched_getaffinity", lambda _, count=processors: set(range(count)))
             stream = Stream(tmp_path / f"{processors}-{budget}", base, SHARDS, memory_budget=budget, rule=rule)
             results.append([stream.fold(submission) for submission in submissions])

@@ -23,15 +23,20 @@ def task_arithmetic(task_vectors: Sequence[Array], factor: float) -> Array:
 
 
 def trim(task_vector: Array, density: float, outliers: float = 0.0) -> Array:
-    """Keep the share `density` of the elements, by magnitude, below the share `outliers` of the largest."""
-    order = np.argsort(np.abs(task_vector), axis=None, kind="stable")[::-1]
+    """Keep the share `density` of the elements, by magnitude, below the share `outliers` of the largest.
+
+    And all that are as large as the smallest or the largest of these, as the authors of TIES do.
+    """
+    magnitudes = sorted((abs(float(value)) for value in task_vector.flat), reverse=True)
     elements = task_vector.size
     kept = max(1, int(density * elements))
     top = min(int(outliers * elements), elements - kept)
-    trimmed = np.zeros(elements)
-    for index in order[top : top + kept]:
-        trimmed[index] = task_vector.flat[index]
-    return trimmed.reshape(task_vector.shape)
+    largest, smallest = magnitudes[top], magnitudes[top + kept - 1]
+    trimmed = np.zeros(task_vector.shape)
+    for index in np.ndindex(task_vector.shape):
+        if smallest <= abs(task_vector[index]) <= largest:
+            trimmed[index] = task_vector[index]
+    return trimmed
 
 
 def ties(task_vectors: Sequence[Array], density: float, factor: float = 1.0) -> Array:
