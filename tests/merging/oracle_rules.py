@@ -83,8 +83,9 @@ def model_stock(task_vectors: Sequence[Array]) -> Array:
         return task_vectors[0]
     pairs = list(combinations(task_vectors, 2))
     cosine = sum(float((a * b).sum()) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs) / len(pairs)
-    ratio = count * cosine / (1 + (count - 1) * cosine)
-    return max(0.0, ratio) * average(task_vectors)
+    if cosine <= 0:  # they point apart: their mean points nowhere
+        return np.zeros(task_vectors[0].shape)
+    return count * cosine / (1 + (count - 1) * cosine) * average(task_vectors)
 
 
 def regression(task_vectors: Sequence[Array], eps: float) -> Array:
