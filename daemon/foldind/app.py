@@ -37,6 +37,7 @@ from foldind.serving.submissions import SubmissionServicer
 from foldind.state.census import Census
 from foldind.state.database import Database
 from foldind.state.folder import StateFolder
+from foldind.state.layout import check_recorded
 from foldind.state.ledger import Ledger
 from foldind.state.recovery import recover
 from foldind.state.versions import Versions
@@ -69,15 +70,18 @@ def serve(root: Path, **flags: Any) -> None:
     configuration = read_configuration(folder.configuration)
     settings = configuration.serve_settings(**flags)
     configure(settings.log_level, settings.log_format)
-    check_forms(configuration.merge.publication(settings.publication), configuration.merge, settings.publish)
+    publication = configuration.merge.publication(settings.publication)
+    check_forms(publication, configuration.merge, settings.publish)
     with ExitStack() as stack:
         stack.enter_context(folder)
         database = stack.enter_context(Database(folder.ledger))
         ledger, versions, census = Ledger(database), Versions(database), Census(database)
         recover(folder, ledger, versions)
+        if head := versions.head():
+            check_recorded(publication, configuration.merge.rule, head.state_files)
         plan = Plan.from_json(folder.plan.read_bytes())
         merge = configuration.merge
-        log.info("merge rule %s, published as %s", merge.rule, merge.publication(settings.publication))
+        log.info("merge rule %s, published as %s", merge.rule, publication)
         log.info("merging by the linear algebra of %s, threads a product: %d", merge.backend, merge.threads)
         asyncio.run(_run(folder, configuration, settings, ledger, versions, census, plan))
 

@@ -20,6 +20,7 @@ from foldind.errors import FoldinError, WrongState
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
+from foldind.state.layout import check_recorded
 from foldind.state.records import Version, VersionState
 from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
@@ -105,6 +106,7 @@ class Republication:
         head = await asyncio.to_thread(self._versions.head)
         if head is None:
             raise WrongState("nothing has been merged yet", "submit a checkpoint first")
+        check_recorded(asked.publication, self._configuration.merge.rule, head.state_files)
         number = await asyncio.to_thread(self._versions.last_number) + 1
         suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
         snapshot, new_bases = self._folder.snapshots / f"v{number}{suffix}", self._folder.bases / f"v{number}{suffix}"

@@ -236,7 +236,7 @@ def test_what_is_equal_by_initialisation_is_not_tied(tmp_path: Path) -> None:
     assert treatments(plan) == dict.fromkeys(names, Treatment.SUMMED)
 
 
-def test_what_a_merge_writes(tmp_path: Path) -> None:
+def test_what_is_published_of_a_merge(tmp_path: Path) -> None:
     tensors = {
         "a.weight": torch.zeros(30, 20, dtype=torch.bfloat16),
         "b.weight": torch.zeros(8, dtype=torch.bfloat16),
@@ -244,7 +244,7 @@ def test_what_a_merge_writes(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "model.safetensors")
     plan = make_plan(open_checkpoint(tmp_path))
-    state, model = 4 * (600 + 8 + 3), 2 * (600 + 8) + 8 * 3
-    assert plan.merge_bytes(["model"], 0) == state + model
-    assert plan.merge_bytes(["adapter"], 5) == state + 4 * (5 * (30 + 20) + 8)
-    assert plan.merge_bytes(["model", "adapter"], 0) == state + model + 4 * (20 * (30 + 20) + 8)
+    model = 2 * (600 + 8) + 8 * 3
+    assert plan.published_bytes(["model"], 0) == model
+    assert plan.published_bytes(["adapter"], 5) == 4 * (5 * (30 + 20) + 8)
+    assert plan.published_bytes(["model", "adapter"], 0) == model + 4 * (20 * (30 + 20) + 8)

@@ -8,24 +8,50 @@ from pathlib import Path
 import foldind.merging
 import pytest
 import torch
-from foldind.merging import RULES
-from foldind.merging.rule import Record, Rule
+from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, SPECTRAL, slot_shapes
+from foldind.merging.publications import CANCELLED
+from foldind.merging.registry import ACCUMULATIONS, make_rule
+from foldind.merging.registry import PUBLICATIONS as FACTORIES
+from foldind.merging.rule import Publication, Record, Rule, State, Step, TensorRecord
 from torch import Generator, Tensor
 
 from tests.merging.matrices import random
+from tests.merging.rules import COMBINATIONS, IRREVERSIBLE, RANDOM, Combination
+from tests.merging.streaming import Merge
 
-SHAPES = ((40, 24), (24,), (6, 3, 4, 4), (1, 9), (0, 5), (3, 8, 6))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MATRICES = ((12, 8), (8, 12), (2, 2))
+OTHERS = ((12, 8), (24,), (6, 3, 4, 4), (1, 9), (0, 5), ())
+SHAPES = [(shape, True) for shape in MATRICES] + [(shape, False) for shape in OTHERS]
+SHAPE_IDS = [f"{'x'.join(map(str, shape)) or 'scalar'}{' matrix' if matrix else ''}" for shape, matrix in SHAPES]
+SEED = 5
+shaped = pytest.mark.parametrize(("shape", "matrix"), SHAPES, ids=SHAPE_IDS)
 
 
-@pytest.fixture(params=RULES)
+@pytest.fixture(params=CATALOG)
 def rule(request: pytest.FixtureRequest) -> Rule:
-    return RULES[request.param]()
+    return make_rule(request.param)
 
 
-@pytest.fixture
-def generator(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
+@pytest.fixture(params=COMBINATIONS, ids=str)
+def combination(request: pytest.FixtureRequest) -> Combination:
+    return request.param  # type: ignore[no-any-return]
+
+
+def zeros(rule: Rule, shape: tuple[int, ...], matrix: bool) -> State:
+    """What is kept before the first fold."""
+    return {slot: torch.zeros(size) for slot, size in slot_shapes(rule.name, shape, matrix=matrix).items()}
+
+
+def some_state(rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator, folds: int = 2) -> State:
+    state = zeros(rule, shape, matrix)
+    for number in range(folds):
+        task_vector = 2 + torch.randn(shape, generator=generator)  # they agree a little
+        state = rule.accumulation.fold(state, task_vector, Step(matrix, number)).state
+    return state
+
+
+RECORD = Record(2, 3.0, 4.0)
+TENSOR_RECORD = TensorRecord(2, 3.0, 5.0, 4.0)
 
 
 def in_blocks(rows: int) -> list[slice]:
@@ -33,99 +59,311 @@ def in_blocks(rows: int) -> list[slice]:
     return [slice(first, last) for first, last in pairwise(edges)]
 
 
-class TestContract:
-    def test_name_is_that_of_the_registry(self, rule: Rule) -> None:
-        assert RULES[rule.name]().name == rule.name
+def rows_of(state: State, rows: slice) -> State:
+    return {slot: values[rows] for slot, values in state.items()}
 
-    def test_registry_cannot_be_changed(self) -> None:
-        with pytest.raises(TypeError):
-            RULES["other"] = RULES["opcm"]  # type: ignore[index]
 
-    @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] > 1])
-    def test_fold_without_a_basis_is_elementwise(
+def cat(states: list[State]) -> State:
+    return {slot: torch.cat([state[slot] for state in states]) for slot in states[0]}
+
+
+def assert_equal(one: State, other: State) -> None:
+    assert one.keys() == other.keys()
+    for slot, values in one.items():
+        assert torch.equal(values, other[slot]), slot
+
+
+class TestAccumulation:
+    def test_name_is_that_of_the_catalog(self, rule: Rule) -> None:
+        assert make_rule(rule.name).name == rule.name
+        assert rule.name == "opcm" or rule.name in ACCUMULATIONS
+
+    def test_the_catalog_says_what_it_needs(self, rule: Rule) -> None:
+        entry, accumulation = CATALOG[rule.name], rule.accumulation
+        assert accumulation.whole == entry.whole
+        assert (accumulation.projection is not None) == entry.projects
+        assert (accumulation.take_out is None) == (rule.name in IRREVERSIBLE)
+        assert not (entry.all_slots and accumulation.fold_factored), "factors are of the sum alone"
+
+    def test_options_of_the_catalog_are_its_defaults(self, rule: Rule, generator: Generator) -> None:
+        options = CATALOG[rule.name].options
+        task_vector = random(12, 8, generator)
+        made = make_rule(rule.name, options)
+        for step in (Step(True, SEED), Step(False, SEED)):
+            state = zeros(rule, (12, 8), step.matrix)
+            assert_equal(
+                made.accumulation.fold(state, task_vector, step).state,
+                rule.accumulation.fold(state, task_vector, step).state,
+            )
+
+    @shaped
+    def test_slots_are_those_of_the_catalog(
+        self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
+    ) -> None:
+        state = some_state(rule, shape, matrix, generator)
+        expected = slot_shapes(rule.name, shape, matrix=matrix)
+        assert {slot: tuple(values.shape) for slot, values in state.items()} == expected
+        assert {values.dtype for values in state.values()} == {torch.float32}
+        assert next(iter(expected)) == ACCUMULATED
+
+    def test_slots_of_stacked_matrices_are_those_of_each(self, rule: Rule) -> None:
+        for stacked, one in (((3, 8, 6), (8, 6)), ((1, 5, 9), (5, 9))):
+            shapes = slot_shapes(rule.name, one, matrix=True)
+            assert slot_shapes(rule.name, stacked, matrix=True) == {
+                slot: (stacked[0], *shape) for slot, shape in shapes.items()
+            }
+
+    @shaped
+    def test_state_does_not_grow(self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator) -> None:
+        sizes = [
+            sum(values.numel() for values in some_state(rule, shape, matrix, generator, folds).values())
+            for folds in (1, 2, 7)
+        ]
+        assert len(set(sizes)) == 1
+
+    @pytest.mark.parametrize("shape", [(40, 24), (24,), (6, 3, 4, 4), (3, 8, 6)])
+    def test_rows_can_be_split_unless_it_needs_them_all(
         self, rule: Rule, shape: tuple[int, ...], generator: Generator
     ) -> None:
-        accumulated, task_vector = (torch.randn(shape, generator=generator) for _ in range(2))
-        whole = rule.fold(accumulated, task_vector, None)
-        parts = [rule.fold(accumulated[rows], task_vector[rows], None) for rows in in_blocks(shape[0])]
-        assert torch.equal(whole.accumulated, torch.cat([part.accumulated for part in parts]))
-        assert whole.removed_squared == pytest.approx(sum(part.removed_squared for part in parts), rel=1e-12)
+        if rule.name in RANDOM:  # of which each part has a seed of its own
+            rule = make_rule(rule.name, {"density": 1.0})
+        task_vector = torch.randn(shape, generator=generator)
+        task_vector[0] *= 10  # the elements that are trimmed are not spread evenly
+        state, step = some_state(rule, shape, False, generator), Step(False, SEED)
+        whole = rule.accumulation.fold(state, task_vector, step)
+        parts = [rule.accumulation.fold(rows_of(state, b), task_vector[b], step) for b in in_blocks(shape[0])]
+        together = cat([part.state for part in parts])
+        if rule.accumulation.whole:
+            if rule.name != "regression":  # which needs matrices whole, and is asked for all tensors at once
+                assert any(not torch.equal(together[slot], whole.state[slot]) for slot in together)
+            return
+        assert_equal(together, whole.state)
+        assert whole.removed_squared == pytest.approx(sum(part.removed_squared for part in parts), rel=1e-9)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] > 1])
-    def test_publish_is_elementwise(
-        self, rule: Rule, shape: tuple[int, ...], dtype: torch.dtype, generator: Generator
+    def test_regression_needs_all_rows_of_a_matrix(self, generator: Generator) -> None:
+        rule = make_rule("regression")
+        task_vector, step = random(40, 24, generator), Step(True, SEED)
+        whole = rule.accumulation.fold(zeros(rule, (40, 24), True), task_vector, step).state
+        half = rule.accumulation.fold(zeros(rule, (20, 24), True), task_vector[:20], step).state
+        assert not torch.allclose(half["moment"], whole["moment"][:20], rtol=0.1)
+
+    @shaped
+    def test_fold_leaves_its_inputs_alone(
+        self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
     ) -> None:
-        base, accumulated = torch.randn(shape, generator=generator).to(dtype), torch.randn(shape, generator=generator)
-        whole = rule.publish(base.clone(), accumulated, 1.7)
-        parts = [rule.publish(base[rows].clone(), accumulated[rows], 1.7) for rows in in_blocks(shape[0])]
-        assert torch.equal(whole, torch.cat(parts))
-
-    @pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 8), (torch.float16, 11)])
-    def test_published_values_are_rounded_to_nearest_even(self, rule: Rule, dtype: torch.dtype, digits: int) -> None:
-        step = 2.0 ** (1 - digits)  # between neighbours in [1, 2)
-        base = torch.tensor([1, 1 + step, 1, 1 + step, -1, -1 - step], dtype=dtype)
-        halves = torch.tensor([0.5, 0.5, 0.501, 0.499, -0.5, -0.5]) * step
-        expected = torch.tensor([1, 1 + 2 * step, 1 + step, 1 + step, -1, -1 - 2 * step], dtype=dtype)
-        assert torch.equal(rule.publish(base, halves, 1.0), expected)
-
-    @pytest.mark.parametrize("shape", [*SHAPES, ()])
-    def test_shapes_and_dtypes(self, rule: Rule, shape: tuple[int, ...], generator: Generator) -> None:
-        accumulated, task_vector = (torch.randn(shape, generator=generator) for _ in range(2))
-        folded = rule.fold(accumulated, task_vector, None)
-        assert (folded.accumulated.shape, folded.accumulated.dtype) == (shape, torch.float32)
-        assert isinstance(folded.removed_squared, float)
-        for dtype in DTYPES:
-            base = torch.randn(shape, generator=generator).to(dtype)
-            merged = rule.publish(base, accumulated, 1.3)
-            assert (merged.shape, merged.dtype) == (shape, dtype)
-
-    @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (9, 9), (1, 5), (5, 1)])
-    def test_shapes_and_dtypes_with_a_basis(self, rule: Rule, shape: tuple[int, int], generator: Generator) -> None:
-        accumulated, task_vector = random(*shape, generator), random(*shape, generator)
-        folded = rule.fold(accumulated, task_vector, rule.decompose(accumulated))
-        assert (folded.accumulated.shape, folded.accumulated.dtype) == (shape, torch.float32)
-        assert isinstance(folded.removed_squared, float)
-
-    @pytest.mark.parametrize("with_basis", [True, False])
-    def test_fold_leaves_its_inputs_alone(self, rule: Rule, with_basis: bool, generator: Generator) -> None:
-        accumulated, task_vector = random(12, 8, generator), random(12, 8, generator)
-        inputs = [accumulated, task_vector]
+        state = some_state(rule, shape, matrix, generator)
+        task_vector, step = torch.randn(shape, generator=generator), Step(matrix, SEED)
+        inputs = [*state.values(), task_vector]
         before = [tensor.clone() for tensor in inputs]
-        basis = rule.decompose(accumulated) if with_basis else None
-        if basis is not None:
-            inputs += tensors(basis)
-            before += [tensor.clone() for tensor in tensors(basis)]
-        folded = rule.fold(accumulated, task_vector, basis)
+        folded = rule.accumulation.fold(state, task_vector, step)
+        assert isinstance(folded.removed_squared, float)
+        assert folded.removed_squared >= 0
+        for output in folded.state.values():
+            assert_untouched(inputs, before, output)
+        if rule.accumulation.take_out:
+            for output in rule.accumulation.take_out(state, task_vector, step).values():
+                assert_untouched(inputs, before, output)
+
+    @pytest.mark.parametrize("shape", [*MATRICES, (1, 5), (5, 1)])
+    def test_projected_fold(self, rule: Rule, shape: tuple[int, int], generator: Generator) -> None:
+        if rule.accumulation.projection is None:
+            assert not CATALOG[rule.name].projects
+            return
+        accumulated, task_vector = random(*shape, generator), random(*shape, generator)
+        basis = rule.decomposition.decompose(accumulated)
+        inputs = [accumulated, task_vector, *tensors(basis)]
+        before = [tensor.clone() for tensor in inputs]
+        folded = rule.accumulation.projection.fold(accumulated, task_vector, basis)
+        assert (folded.accumulated.shape, folded.accumulated.dtype) == (shape, torch.float32)
+        assert isinstance(folded.removed_squared, float)
         assert_untouched(inputs, before, folded.accumulated)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    def test_publish_leaves_its_inputs_alone(self, rule: Rule, dtype: torch.dtype, generator: Generator) -> None:
-        inputs = [random(12, 8, generator).to(dtype), random(12, 8, generator)]
-        before = [tensor.clone() for tensor in inputs]
-        assert_untouched(inputs, before, rule.publish(*inputs, 1.7))
+    @shaped
+    def test_same_input_same_output(
+        self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
+    ) -> None:
+        state = some_state(rule, shape, matrix, generator)
+        task_vector, other = (torch.randn(shape, generator=generator) for _ in range(2))
+        first = rule.accumulation.fold(state, task_vector, Step(matrix, SEED))
+        rule.accumulation.fold(state, other, Step(matrix, SEED + 1))  # what came between leaves no trace
+        again = rule.accumulation.fold(state, task_vector, Step(matrix, SEED))
+        assert_equal(again.state, first.state)
+        assert again.removed_squared == first.removed_squared
 
-    def test_same_input_same_output(self, rule: Rule, generator: Generator) -> None:
-        accumulated, task_vector, other = (random(16, 10, generator) for _ in range(3))
+    def test_only_what_is_random_depends_on_the_seed(self, rule: Rule, generator: Generator) -> None:
+        task_vector, state = random(12, 8, generator), zeros(rule, (12, 8), True)
+        one, other = (rule.accumulation.fold(state, task_vector, Step(True, seed)).state for seed in (1, 2))
+        same = all(torch.equal(one[slot], other[slot]) for slot in one)
+        assert same == (rule.name not in RANDOM)
 
-        def everything() -> list[Tensor]:
-            basis = rule.decompose(accumulated)
-            with_basis = rule.fold(accumulated, task_vector, basis)
-            without = rule.fold(accumulated, task_vector, None)
-            lambda_ = rule.divisor(Record(2, 3.0, 4.0))
-            merged = [rule.publish(other.to(dtype), accumulated, lambda_) for dtype in DTYPES[1:]]
-            numbers = torch.tensor([with_basis.removed_squared, without.removed_squared, lambda_], dtype=torch.float64)
-            return [*tensors(basis), with_basis.accumulated, without.accumulated, *merged, numbers]
+    def test_the_random_state_of_the_process_is_left_alone(self, rule: Rule, generator: Generator) -> None:
+        before = torch.get_rng_state()
+        some_state(rule, (12, 8), True, generator)
+        assert torch.equal(torch.get_rng_state(), before)
 
-        first = [tensor.clone() for tensor in everything()]
-        rule.fold(other, accumulated, rule.decompose(other))  # what came between leaves no trace
-        for one, again in zip(first, everything(), strict=True):
+    @shaped
+    def test_removed_squared_is_what_is_missing(
+        self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
+    ) -> None:
+        """Of the first fold: what of the task vector is not in S."""
+        task_vector = torch.randn(shape, generator=generator)
+        folded = rule.accumulation.fold(zeros(rule, shape, matrix), task_vector, Step(matrix, SEED))
+        missing = float((task_vector.double() - folded.state[ACCUMULATED].double()).square().sum())
+        assert folded.removed_squared == pytest.approx(missing, rel=1e-6)
+
+    @shaped
+    def test_a_zero_task_vector_changes_nothing(
+        self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
+    ) -> None:
+        state = some_state(rule, shape, matrix, generator)
+        folded = rule.accumulation.fold(state, torch.zeros(shape), Step(matrix, SEED))
+        assert_equal(folded.state, state)
+        assert folded.removed_squared == 0
+
+
+class TestPublication:
+    def test_the_catalog_says_what_it_needs(self, combination: Combination) -> None:
+        name, publication = combination.publication.partition(":")[0], combination.make().publication
+        assert name in FACTORIES
+        assert (publication.spectrum is not None) == (name in SPECTRAL)
+        assert (publication.divisor is not None) == (name in DIVIDING)
+        assert combination.make().needs_bases == (CATALOG[combination.rule].projects or name in SPECTRAL)
+
+    def test_every_publication_is_in_the_catalog(self) -> None:
+        own = {name for name, entry in CATALOG.items() if entry.own is not None}
+        assert FACTORIES.keys() == PUBLICATIONS.keys() | own
+        assert PUBLICATIONS.keys() > DIVIDING | SPECTRAL
+
+    def test_numbers_of_the_catalog_are_its_defaults(self, combination: Combination, generator: Generator) -> None:
+        name = combination.publication.partition(":")[0]
+        numbers = PUBLICATIONS.get(name) or CATALOG[combination.rule].own or {}
+        implied, given = FACTORIES[name](), FACTORIES[name](**numbers)
+        state = some_state(combination.make(), (12, 8), True, generator)
+        for one, other in zip(everything(implied, state), everything(given, state), strict=True):
+            assert torch.equal(one, other)
+
+    def test_shapes_and_dtypes(self, combination: Combination, generator: Generator) -> None:
+        rule = combination.make()
+        for shape, matrix in SHAPES:
+            update = rule.publication.update(some_state(rule, shape, matrix, generator), TENSOR_RECORD, RECORD)
+            assert (tuple(update.shape), update.dtype) == (shape, torch.float32)
+            assert update.view(1, *shape).shape == (1, *shape), "as it is asked for of stacked matrices"
+
+    @pytest.mark.parametrize("shape", [(40, 24), (24,), (6, 3, 4, 4)])
+    def test_rows_can_be_split_unless_it_needs_them_all(
+        self, combination: Combination, shape: tuple[int, ...], generator: Generator
+    ) -> None:
+        rule = combination.make()
+        state = some_state(rule, shape, False, generator)
+        whole = rule.publication.update(state, TENSOR_RECORD, RECORD)
+        parts = [rule.publication.update(rows_of(state, b), TENSOR_RECORD, RECORD) for b in in_blocks(shape[0])]
+        if not rule.publication.whole:
+            assert torch.equal(torch.cat(parts), whole)
+        elif rule.name != "regression":  # which needs the square slots, and these have no rows of the matrix
+            assert not torch.equal(torch.cat(parts), whole)
+
+    def test_leaves_its_inputs_alone(self, combination: Combination, generator: Generator) -> None:
+        """What it returns is added to in place."""
+        rule = combination.make()
+        for shape, matrix in SHAPES:
+            state = some_state(rule, shape, matrix, generator)
+            before = [values.clone() for values in state.values()]
+            for submissions in (1, 2):
+                record = TENSOR_RECORD._replace(submissions=submissions)
+                update = rule.publication.update(state, record, RECORD._replace(submissions=submissions))
+                assert_untouched([*state.values()], before, update)
+
+    def test_same_input_same_output(self, combination: Combination, generator: Generator) -> None:
+        rule = combination.make()
+        state, other = (some_state(rule, (12, 8), True, generator) for _ in range(2))
+        first = everything(rule.publication, state)
+        everything(rule.publication, other)
+        for one, again in zip(first, everything(rule.publication, state), strict=True):
             assert torch.equal(one, again)
 
-    def test_nothing_folded_publishes_the_base(self, rule: Rule, generator: Generator) -> None:
-        for dtype in DTYPES:
-            base = random(7, 5, generator).to(dtype)
-            assert torch.equal(rule.publish(base.clone(), torch.zeros(7, 5), 1.0), base)
+    def test_nothing_folded_publishes_nothing(self, combination: Combination) -> None:
+        """As where one submission of several changes nothing in a tensor, or all cancel out."""
+        rule = combination.make()
+        for shape, matrix in SHAPES:
+            nothing = zeros(rule, shape, matrix)
+            state = rule.accumulation.fold(nothing, torch.zeros(shape), Step(matrix, SEED)).state
+            for tensor in (TensorRecord(0, 0.0, 0.0, 0.0), TensorRecord(2, 2.0, 2.0, 0.0)):
+                for record in (Record(1, 1.0, 1.0), Record(2, 2.0, 0.0)):
+                    update = rule.publication.update(state, tensor, record)
+                    assert torch.equal(update, torch.zeros(shape)), (shape, matrix, tensor, record)
+
+    def test_zero_matrices_among_others_stay_zero(self, combination: Combination, generator: Generator) -> None:
+        merge = Merge(combination.make())
+        for _ in range(2):
+            merge.fold({"zero": torch.zeros(8, 6), "other": 2 + random(8, 6, generator)})
+        assert torch.equal(merge.update["zero"], torch.zeros(8, 6))
+        assert merge.update["other"].any()
+
+    def test_what_cancels_is_not_blown_up(self, combination: Combination, generator: Generator) -> None:
+        if combination.rule not in {"average", "task_arithmetic", "iso"} or combination.publication in SPECTRAL:
+            return  # what cancels is a sum, and of nothing but rounding there are no singular vectors
+        merge = Merge(combination.make())
+        task_vector = {"w": random(8, 6, generator), "b": random(1, 6, generator)[0]}
+        for factor in (0.1, 0.2, -0.3):
+            merge.fold({name: factor * values for name, values in task_vector.items()})
+        length = 1e-6 * float(task_vector["w"].norm())
+        assert merge.record.accumulated_norm <= CANCELLED
+        for values in merge.update.values():
+            assert float(values.norm()) <= length
+
+    @pytest.mark.parametrize("matrix", [False, True])
+    def test_one_task_vector_comes_back(self, combination: Combination, matrix: bool, generator: Generator) -> None:
+        """Times a factor, where there is one: of those that change neither elements nor singular values."""
+        rule, name = combination.rule, combination.publication.partition(":")[0]
+        made = combination.make(**({"density": 1.0} if "density" in CATALOG[rule].options else {}))
+        expected = {
+            "norm": 1.0,
+            "mean": 1.0,
+            "scale": PUBLICATIONS["scale"]["factor"],
+            "tensor_norm": 1.0,
+            "ties": 1.0,
+            "regression": 1.0,
+            "model_stock": 1.0,
+        }
+        if name in SPECTRAL and matrix:
+            task_vector = random(12, 8, generator)
+            merge = Merge(made).fold({"w": task_vector})
+            assert not torch.allclose(merge.update["w"], task_vector, rtol=0.01)
+            return
+        task_vector = random(12, 8, generator) if matrix else random(1, 30, generator)[0]
+        update = Merge(made).fold({"w": task_vector}).update["w"]
+        torch.testing.assert_close(update, task_vector * expected.get(name, 1.0), rtol=2e-6, atol=2e-6)
+
+    def test_factors_scale_what_is_published(self, combination: Combination, generator: Generator) -> None:
+        rule, name = combination.rule, combination.publication.partition(":")[0]
+        numbers = PUBLICATIONS.get(name) or CATALOG[rule].own or {}
+        if "factor" not in numbers:
+            return
+        task_vectors = [{"w": random(12, 8, generator)} for _ in range(3)]
+        updates = []
+        for factor in (1.0, 1.7):
+            given = ":".join(str(factor if number == "factor" else value) for number, value in numbers.items())
+            merge = Merge(make_rule(rule, publication=f"{name}:{given}"))
+            for task_vector in task_vectors:
+                merge.fold(task_vector)
+            updates.append(merge.update["w"])
+        torch.testing.assert_close(updates[1], 1.7 * updates[0], rtol=1e-5, atol=1e-6)
+
+
+def everything(publication: Publication, state: State) -> list[Tensor]:
+    """All that a publication says."""
+    found = [publication.update(state, TENSOR_RECORD, RECORD)]
+    if publication.spectrum:
+        values = torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)
+        spectrum = publication.spectrum(values, TENSOR_RECORD, RECORD)
+        assert (spectrum.shape, spectrum.dtype) == ((3,), torch.float64)
+        assert torch.equal(values, torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64))
+        found.append(spectrum.clone())
+    if publication.divisor:
+        divisor = publication.divisor(RECORD)
+        torch.testing.assert_close(found[0] * divisor, state[ACCUMULATED])
+        found.append(torch.tensor(divisor, dtype=torch.float64))
+    return found
 
 
 def tensors(basis: object) -> list[Tensor]:
@@ -135,7 +373,51 @@ def tensors(basis: object) -> list[Tensor]:
 def assert_untouched(inputs: list[Tensor], before: list[Tensor], output: Tensor) -> None:
     for tensor, copy in zip(inputs, before, strict=True):
         assert torch.equal(tensor, copy)
-        assert tensor.untyped_storage().data_ptr() != output.untyped_storage().data_ptr()
+        if tensor.numel():
+            assert tensor.untyped_storage().data_ptr() != output.untyped_storage().data_ptr()
+
+
+def test_catalog_and_registry_cannot_be_changed() -> None:
+    for mapping in (CATALOG, PUBLICATIONS, ACCUMULATIONS, FACTORIES):
+        with pytest.raises(TypeError):
+            mapping["other"] = mapping[next(iter(mapping))]  # type: ignore[index]
+    assert CATALOG.keys() == ACCUMULATIONS.keys() | {"opcm"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "publication", "said"),
+    [
+        ("ties", "norm", "no publication 'norm'; it has ties"),
+        ("average", "ties", "no publication 'ties'; it has norm, mean"),
+        ("opcm", "median", "no publication 'median'"),
+        ("opcm", "norm:1", "takes 0 numbers, not 1"),
+        ("opcm", "scale:much", "is no publication and its numbers"),
+        ("opcm", "scale:0", "above 0, not 0"),
+        ("opcm", "scale:inf", "above 0, not inf"),
+        ("opcm", "scale:nan", "above 0, not nan"),
+        ("opcm", "power:1.5", "from 0 to 1, not 1.5"),
+        ("opcm", "power:nan", "from 0 to 1, not nan"),
+    ],
+)
+def test_publications_that_there_are_not(rule: str, publication: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_rule(rule, publication=publication)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (rule, {"density": value})
+        for rule in ("ties", "dare", "breadcrumbs")
+        for value in (0.0, -0.1, 1.01, float("nan"))
+    ]
+    + [("breadcrumbs", {"outliers": value}) for value in (-0.1, 1.0, float("nan"))]
+    + [("opcm", {"alpha": value}) for value in (-0.1, 1.0, float("nan"))],
+    ids=str,
+)
+def test_options_out_of_range(rule: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        make_rule(rule, options)
 
 
 MODULES = sorted(Path(foldind.merging.__file__).parent.rglob("*.py"))

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from foldind.merging.additive import task_vector_sum
+from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.opcm import opcm
-from foldind.merging.rule import Factored, FoldedFactored, LowRank
+from foldind.merging.registry import make_rule
+from foldind.merging.rule import Factored, FoldedFactored, LowRank, Step
 from torch import Generator, Tensor
 
 from tests.merging import oracle
@@ -39,14 +42,15 @@ def test_each_fold_is_that_of_the_oracle(
     shape: tuple[int, int], projection: str, cross_blocks: str, alpha: float, seed: int
 ) -> None:
     generator = Generator().manual_seed(seed)
-    rule = opcm(alpha, cross_blocks, projection)  # type: ignore[arg-type]
+    fold_factored = opcm(alpha, cross_blocks, projection).fold_factored  # type: ignore[arg-type]
+    assert fold_factored is not None
     oracle_project = oracle.project_leading if projection == "leading" else oracle.project
     accumulated = nothing(shape)
     for number in range(4):
         handed_in = factors(shape, generator)
         task_vector = (handed_in.up.double() @ handed_in.down.double()).numpy()
         before = dense(accumulated).numpy()
-        folded = rule.fold_factored(accumulated, handed_in, project=True, max_rank=0)
+        folded = fold_factored(accumulated, handed_in, project=True, max_rank=0)
         projected = oracle_project(task_vector, before, alpha, cross_blocks) if number else task_vector
         assert relative(dense(folded.accumulated), before + projected) <= 1e-6
         assert folded.task_vector_norm == pytest.approx(np.linalg.norm(task_vector), rel=1e-9)
@@ -70,14 +74,22 @@ def assert_orthonormal(basis: Factored, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_as_the_dense_rule_folds(shape: tuple[int, int], seed: int) -> None:
     generator = Generator().manual_seed(seed)
-    rule = opcm()
+    rule = make_rule("opcm")
+    accumulation = rule.accumulation
+    assert accumulation.fold_factored is not None
+    assert accumulation.projection is not None
     accumulated = nothing(shape)
     for _ in range(2):
         handed_in = factors(shape, generator)
         before = dense(accumulated).float()
-        folded = rule.fold_factored(accumulated, handed_in, project=True, max_rank=0)
-        expected = rule.fold(before, handed_in.up @ handed_in.down, rule.decompose(before) if before.any() else None)
-        assert relative(dense(folded.accumulated), expected.accumulated) <= 1e-5
+        folded = accumulation.fold_factored(accumulated, handed_in, project=True, max_rank=0)
+        task_vector = handed_in.up @ handed_in.down
+        if before.any():
+            basis = rule.decomposition.decompose(before)
+            expected = accumulation.projection.fold(before, task_vector, basis).accumulated
+        else:
+            expected = accumulation.fold({ACCUMULATED: before}, task_vector, Step(True, 0)).state[ACCUMULATED]
+        assert relative(dense(folded.accumulated), expected) <= 1e-5
         accumulated = folded.accumulated
 
 
@@ -106,9 +118,10 @@ def test_a_limit_of_the_rank_keeps_the_best(seed: int) -> None:
 @pytest.mark.parametrize("leading", [False, True])
 def test_what_is_merged_already_adds_nothing(leading: bool, seed: int) -> None:
     handed_in = factors((40, 24), Generator().manual_seed(seed))
-    rule = opcm(projection="leading" if leading else "exact")
-    first = rule.fold_factored(nothing((40, 24)), handed_in, project=True, max_rank=0)
-    again = rule.fold_factored(first.accumulated, handed_in, project=True, max_rank=0)
+    fold_factored = opcm(projection="leading" if leading else "exact").fold_factored
+    assert fold_factored is not None
+    first = fold_factored(nothing((40, 24)), handed_in, project=True, max_rank=0)
+    again = fold_factored(first.accumulated, handed_in, project=True, max_rank=0)
     assert relative(dense(again.accumulated), dense(first.accumulated)) <= 1e-6
     assert len(again.accumulated.singular_values) == RANK
     assert again.removed_squared == pytest.approx(again.task_vector_norm**2, rel=1e-9)
@@ -122,4 +135,20 @@ def test_nothing_stays_nothing() -> None:
 
 
 def fold(accumulated: Factored, handed_in: LowRank, *, project: bool = True, max_rank: int = 0) -> FoldedFactored:
-    return opcm().fold_factored(accumulated, handed_in, project=project, max_rank=max_rank)
+    fold_factored = opcm().fold_factored
+    assert fold_factored is not None
+    return fold_factored(accumulated, handed_in, project=project, max_rank=max_rank)
+
+
+def test_a_sum_of_task_vectors_is_kept_as_factors_too(seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    fold_factored = task_vector_sum().fold_factored
+    assert fold_factored is not None
+    accumulated, total = nothing((40, 24)), torch.zeros(40, 24, dtype=torch.float64)
+    for _ in range(3):
+        handed_in = factors((40, 24), generator)
+        total += handed_in.up.double() @ handed_in.down.double()
+        folded = fold_factored(accumulated, handed_in, project=False, max_rank=0)
+        assert folded.removed_squared == folded.split_rank == 0
+        assert relative(dense(folded.accumulated), total) <= 1e-6
+        accumulated = folded.accumulated

@@ -8,6 +8,8 @@ import torch
 from foldind.merging.backend import BACKENDS, Backend
 from foldind.merging.basis import decompose
 from foldind.merging.opcm import opcm, project, project_leading
+from foldind.merging.registry import make_rule
+from foldind.merging.rule import Accumulation, Projection, Step
 from torch import Generator, Tensor
 
 from tests.merging import oracle
@@ -40,8 +42,8 @@ def errors(name: str, seed: int, leading: bool, backend: Backend) -> Iterator[fl
                     projected, _ = project(task_vector, basis, cross_blocks, backend.matmul)
                 assert projected.dtype == torch.float32
                 yield np.linalg.norm(projected.double().numpy() - expected) / length / unit
-                rule = opcm(alpha, cross_blocks, "leading" if leading else "exact", backend)
-                folded, _ = rule.fold(accumulated, task_vector, basis)
+                projection = projection_of(opcm(alpha, cross_blocks, "leading" if leading else "exact", backend))
+                folded, _ = projection.fold(accumulated, task_vector, basis)
                 total = exact + expected
                 yield np.linalg.norm(folded.double().numpy() - total) / np.linalg.norm(total) / unit
 
@@ -108,8 +110,9 @@ class TestInvariants:
         task_vector = task_vectors(accumulated, generator)["random"]
         for alpha in ALPHAS:
             for cross_blocks in CROSS_BLOCKS:
-                rule = opcm(alpha, cross_blocks)
-                folded, removed_squared = rule.fold(accumulated, task_vector, rule.decompose(accumulated))
+                rule = make_rule("opcm", {"alpha": alpha, "cross_blocks": cross_blocks})
+                basis = rule.decomposition.decompose(accumulated)
+                folded, removed_squared = projection_of(rule.accumulation).fold(accumulated, task_vector, basis)
                 closed = norm(accumulated) ** 2 + norm(task_vector) ** 2 - removed_squared
                 assert closed**0.5 == pytest.approx(norm(folded), rel=1e-6)
 
@@ -138,8 +141,8 @@ class TestInvariants:
     def test_zero_task_vector_changes_nothing(self, build: Build, seed: int) -> None:
         accumulated = build(Generator().manual_seed(seed))
         for cross_blocks in CROSS_BLOCKS:
-            rule = opcm(cross_blocks=cross_blocks)
-            folded, removed_squared = rule.fold(accumulated, torch.zeros_like(accumulated), rule.decompose(accumulated))
+            fold = projection_of(opcm(cross_blocks=cross_blocks)).fold
+            folded, removed_squared = fold(accumulated, torch.zeros_like(accumulated), decompose(accumulated, 0.5))
             assert torch.equal(folded, accumulated)
             assert removed_squared == 0
 
@@ -220,20 +223,23 @@ def test_cross_blocks_are_kept_or_dropped(seed: int) -> None:
 def test_keep_is_the_default(seed: int) -> None:
     generator = Generator().manual_seed(seed)
     accumulated, task_vector = random(12, 9, generator), random(12, 9, generator)
-    rules = {cross_blocks: opcm(cross_blocks=cross_blocks) for cross_blocks in CROSS_BLOCKS}
+    basis = decompose(accumulated, 0.5)
     folded = {
-        key: rule.fold(accumulated, task_vector, rule.decompose(accumulated)).accumulated for key, rule in rules.items()
+        cross_blocks: projection_of(opcm(cross_blocks=cross_blocks)).fold(accumulated, task_vector, basis).accumulated
+        for cross_blocks in CROSS_BLOCKS
     }
-    rule = opcm()
-    default = rule.fold(accumulated, task_vector, rule.decompose(accumulated)).accumulated
+    rule = make_rule("opcm")
+    made = rule.decomposition.decompose(accumulated)
+    default = projection_of(rule.accumulation).fold(accumulated, task_vector, made).accumulated
     assert torch.equal(default, folded["keep"])
     assert not torch.allclose(default, folded["drop"], atol=1e-3)
-    assert rule.decompose(accumulated).split_rank == decompose(accumulated, 0.5).split_rank
+    assert made.split_rank == basis.split_rank
 
 
 def test_rule_passes_alpha_on(seed: int) -> None:
     accumulated = random(20, 20, Generator().manual_seed(seed))
-    ranks = [opcm(alpha=alpha).decompose(accumulated).split_rank for alpha in (0.0, 0.3, 0.6, 0.95)]
+    decompositions = [make_rule("opcm", {"alpha": alpha}).decomposition for alpha in (0.0, 0.3, 0.6, 0.95)]
+    ranks = [decomposition.decompose(accumulated).split_rank for decomposition in decompositions]
     assert ranks == sorted(set(ranks))
 
 
@@ -241,6 +247,29 @@ def test_rule_passes_alpha_on(seed: int) -> None:
 def test_unknown_cross_blocks(cross_blocks: str) -> None:
     with pytest.raises(ValueError, match="cross_blocks"):
         opcm(cross_blocks=cross_blocks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.0, 2.0, float("nan")])
+def test_alpha_out_of_range(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        opcm(alpha)
+
+
+def test_what_is_not_projected_is_summed(seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    accumulated, task_vector = random(12, 9, generator), random(12, 9, generator)
+    folded = opcm().fold({"accumulated": accumulated}, task_vector, Step(matrix=True, seed=0))
+    assert torch.equal(folded.state["accumulated"], accumulated + task_vector)
+    assert folded.removed_squared == 0
+
+
+def test_nothing_can_be_taken_out() -> None:
+    assert opcm().take_out is None
+
+
+def projection_of(accumulation: Accumulation) -> Projection:
+    assert accumulation.projection is not None
+    return accumulation.projection
 
 
 def norm(values: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Settings: where they come from, which goes before which, and what is said of a bad one."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ from foldind.config import (
     Configuration,
     MergeSettings,
     ServeSettings,
+    check_forms,
     configuration_text,
     merge_settings,
     read_configuration,
 )
-from foldind.errors import StateError
+from foldind.errors import InvalidRequest, StateError
+from foldind.merging.catalog import CATALOG, OPTIONS
 
 from tests.support.commands import command
 from tests.support.daemon import foldind
@@ -66,11 +69,60 @@ class TestMergeSettings:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("cross_blocks", "some"), ("threads", 0), ("threads", 1.5), ("rule", "none"), ("density", 0.5), ("beta", 1)],
+        [("cross_blocks", "some"), ("threads", 0), ("threads", 1.5), ("rule", "tides"), ("density", 0.5), ("beta", 1)],
     )
     def test_malformed(self, name: str, value: object) -> None:
         with pytest.raises(StateError, match=name):
             merge_settings(**{name: value})
+
+    @pytest.mark.parametrize("rule", CATALOG)
+    def test_every_rule_has_its_options_and_publication(self, path: Path, rule: str) -> None:
+        entry = CATALOG[rule]
+        settings = configured(path, merge=merge_settings(rule=rule)).merge
+        assert (settings.rule, settings.publication("")) == (rule, entry.publication)
+        assert settings.hyper_parameters == entry.options
+        assert all(getattr(settings, option) is None for option in OPTIONS - entry.options.keys())
+
+    @pytest.mark.parametrize(
+        ("rule", "option", "value"),
+        [("ties", "alpha", 0.5), ("opcm", "density", 0.5), ("dare", "outliers", 0.1), ("average", "density", 0.5)],
+    )
+    def test_options_of_other_rules(self, rule: str, option: str, value: float) -> None:
+        with pytest.raises(StateError, match=f"the rule '{rule}' takes .*, and not {option}"):
+            merge_settings(rule=rule, **{option: value})
+
+    @pytest.mark.parametrize(("option", "value"), [("density", 0.0), ("density", 1.1), ("outliers", 1.0)])
+    def test_options_out_of_range(self, option: str, value: float) -> None:
+        with pytest.raises(StateError, match=option):
+            merge_settings(rule="breadcrumbs", **{option: value})
+
+    @pytest.mark.parametrize(
+        ("rule", "publication", "divides"),
+        [
+            ("opcm", "norm", True),
+            ("opcm", "flat:2.0", False),
+            ("average", "tensor_norm", False),
+            ("iso", "", False),
+            ("ties", "ties:0.5", False),
+            ("dare", "", True),
+        ],
+    )
+    def test_publications(self, rule: str, publication: str, divides: bool) -> None:
+        settings = merge_settings(rule=rule)
+        chosen = settings.publication(publication)
+        assert chosen == (publication or CATALOG[rule].publication)
+        check_forms(chosen, settings, ["model"])
+        with nullcontext() if divides else pytest.raises(InvalidRequest, match="no adapter of low rank"):
+            check_forms(chosen, settings, ["model", "adapter"])
+
+    @pytest.mark.parametrize(("rule", "publication"), [("ties", "norm"), ("opcm", "ties"), ("opcm", "flat:-1")])
+    def test_publications_that_there_are_not(self, rule: str, publication: str) -> None:
+        with pytest.raises(InvalidRequest, match=r"publication|above 0"):
+            merge_settings(rule=rule).publication(publication)
+
+    def test_leading_has_not_all_singular_vectors(self) -> None:
+        with pytest.raises(InvalidRequest, match="projection = exact"):
+            merge_settings(projection="leading").publication("flat")
 
 
 class TestLayers:

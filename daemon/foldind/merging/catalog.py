@@ -31,6 +31,9 @@ PUBLICATIONS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 DIVIDING = frozenset({"norm", "mean", "scale"})
 """Those that divide the sum by a number; only these keep a low rank as it is, and can be published as an adapter."""
 
+RECORDED = frozenset({"tensor_norm", "flat"})
+"""Those that need to know how long the task vectors of each tensor were."""
+
 SPECTRAL = frozenset({"iso", "flat", "power", "foldin"})
 """Those that need the singular vectors of the sum."""
 

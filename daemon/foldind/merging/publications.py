@@ -60,6 +60,9 @@ def tensor_norm(factor: float = 1.0) -> Publication:
 def iso(factor: float = 1.0) -> Publication:
     """Return S with each singular value of a linear layer at factor times their mean, and S / N elsewhere.
 
+    The mean is over the directions that S has. The authors' is over all that a matrix can have, which for sums of
+    adapters is shorter, and stretches directions that nothing was merged in.
+
     Source: Marczak et al., "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
     ICML 2025 (Iso-C).
     """

@@ -17,6 +17,8 @@ def largest(task_vector: Tensor, density: float) -> Tensor:
 def between(task_vector: Tensor, density: float, outliers: float) -> Tensor:
     """Return a task vector with its smallest and its very largest elements at zero.
 
+    Of elements of one magnitude at either end, all are left.
+
     Args:
       task_vector: of a whole tensor, float32.
       density: share of the elements that are left, in (0, 1]; at least one is.
@@ -31,7 +33,7 @@ def between(task_vector: Tensor, density: float, outliers: float) -> Tensor:
     magnitudes = task_vector.abs()
     left = torch.ones_like(magnitudes, dtype=torch.bool)
     if bottom:
-        left &= magnitudes > _smallest(magnitudes, bottom)
+        left &= magnitudes >= _smallest(magnitudes, bottom + 1)
     if top:
         left &= magnitudes <= _smallest(magnitudes, elements - top)
     return torch.where(left, task_vector, 0.0)

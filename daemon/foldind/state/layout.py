@@ -1,11 +1,13 @@
 """How the accumulated state holds each tensor; known without reading any."""
 
 import errno
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 
 from foldind.checkpoints.header import TensorInfo, read_header
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, InvalidRequest
+from foldind.merging.catalog import RECORDED, parse_publication
 
 ACCUMULATED = "accumulated.safetensors"
 """The dense tensors of the sum, by their names, float32. Other slots of a rule have a file each, named like them."""
@@ -43,3 +45,16 @@ def tensors_in(path: Path) -> dict[str, TensorInfo]:
         return {tensor.name: tensor for tensor in read_header(path).tensors}
     except (CheckpointRefused, FileNotFoundError) as error:
         raise OSError(errno.EIO, "the accumulated state is damaged or gone; see `foldind fsck`", str(path)) from error
+
+
+def check_recorded(publication: str, rule: str, state_files: Collection[str]) -> None:
+    """Check that a state knows what it takes to publish it in this way.
+
+    Raises:
+      InvalidRequest: an earlier Foldin began it, and did not keep what each tensor's task vectors were like.
+    """
+    if parse_publication(publication, rule).name in RECORDED and RECORDS not in state_files:
+        raise InvalidRequest(
+            f"publishing as {publication!r} takes figures of each tensor, which this state was begun without",
+            "publish it as 'foldin', 'iso' or 'power', or begin a new state folder",
+        )

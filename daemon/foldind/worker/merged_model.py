@@ -134,7 +134,7 @@ class PublishStep:
         if folded is None:
             for start in range(0, tensor.nbytes, _BLOCK_BYTES):
                 yield Part(tensor, (start, min(start + _BLOCK_BYTES, tensor.nbytes)))
-        elif self._publication.whole or self._by_spectrum(folded):
+        elif self._publication.whole or self._by_matrix(folded):
             blocks = tensor_blocks(self._numbers[folded.name], folded, whole=self._publication.whole)
             yield from (Part(tensor, None, block) for block in blocks)
         else:
@@ -175,6 +175,10 @@ class PublishStep:
         if planned.treatment is Treatment.FROZEN or self._state.representation(folded.name) is Representation.ZERO:
             return None
         return folded
+
+    def _by_matrix(self, tensor: PlannedTensor) -> bool:
+        """Tell whether stacked matrices are published one by one: each has a record of its own."""
+        return self._publication.divisor is None and tensor.treatment is Treatment.PROJECTED
 
     def _by_spectrum(self, tensor: PlannedTensor) -> bool:
         return self._publication.spectrum is not None and tensor.treatment is Treatment.PROJECTED
