@@ -11,7 +11,7 @@ import torch
 from foldind.checkpoints.plan import Treatment
 from foldind.config import MergeSettings, ServeSettings
 from foldind.merging.catalog import ACCUMULATED, CATALOG, slot_shapes
-from foldind.state.layout import RECORDS, slot_file
+from foldind.state.layout import FACTORED, RECORDS, SINGULAR_VALUES, slot_file
 from foldind.state.room import merge_bytes, state_bytes
 from foldind.state.tensorrecords import read_records
 from safetensors.torch import load_file
@@ -26,8 +26,8 @@ from tests.support.models import base_tensors
 EXPERTS, HEAD = "block.experts.gate_proj", "lm_head.weight"
 SHARDS = 3
 MATRICES = (*PROJECTED, EXPERTS)
-BATCH = tuple(rule for rule in CATALOG if rule not in {"opcm", "dare"})
-PUBLISHED = ("norm", "mean", "scale:0.7", "tensor_norm:1.0", "iso:0.8", "flat:2.0", "power:0.5:1.0")
+BATCH = tuple(rule for rule in CATALOG if rule not in {"opcm", "foldin", "dare"})
+PUBLISHED = ("norm", "mean", "scale:0.7", "tensor_norm:1.0", "iso:0.8", "flat:2.0", "power:0.5", "foldin")
 
 
 def make_base(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -97,6 +97,8 @@ class Batch:
 
         def merged(key: str, values: list[Array]) -> Array:
             total: Array = sum(values[1:], values[0])
+            if name == "foldin" and key == EMBEDDING:
+                return total
             if name != "tensor_norm" and key not in MATRICES:
                 return total / count
             if not total.any():
@@ -106,8 +108,10 @@ class Batch:
                 return oracle_rules.scaled_to(total, numbers[0] * length)
             if name == "iso":
                 return oracle_rules.iso_c(total, numbers[0])
-            exponent, factor = (0.0, numbers[0]) if name == "flat" else numbers
-            return oracle_rules.power(total, exponent, factor * length)
+            if name == "flat":
+                return oracle_rules.power(total, 0.0, numbers[0] * length)
+            exponent = 1 / count if name == "foldin" else numbers[0]
+            return oracle_rules.power(total, exponent, float(np.linalg.norm(total)))
 
         return {key: self._stacked(key, merged) for key in self._names}
 
@@ -192,7 +196,7 @@ class TestDense:
             name = publication.partition(":")[0]
             update = update_of(stream, base)
             for key, values in states[-1].items():
-                if name in {"iso", "flat", "power"} and key in MATRICES:
+                if name in {"iso", "flat", "power", "foldin"} and key in MATRICES:
                     for found, total in zip(
                         matrices_of(key, update[key]), matrices_of(key, values.numpy()), strict=True
                     ):
@@ -201,7 +205,7 @@ class TestDense:
                             continue
                         left, sigma, right = np.linalg.svd(total.astype(np.float64), full_matrices=False)
                         rotated = left.T @ found @ right.T
-                        shaped = sigma ** {"iso": 0.0, "flat": 0.0, "power": 0.5}[name]
+                        shaped = sigma ** {"iso": 0.0, "flat": 0.0, "power": 0.5, "foldin": 0.5}[name]
                         expected = np.diag(shaped) * np.linalg.norm(found) / np.linalg.norm(shaped)
                         assert np.linalg.norm(rotated - expected) <= 1e-5 * np.linalg.norm(found), key
         for state in states[1:]:
@@ -345,7 +349,7 @@ def write_named(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     return write(folder, tensors)
 
 
-@pytest.mark.parametrize("publication", ["iso:1.0", "flat:2.0", "power:0.5:1.0"])
+@pytest.mark.parametrize("publication", ["iso:1.0", "flat:2.0", "power:0.5"])
 @pytest.mark.parametrize("rule", ["opcm", "average"])
 def test_a_spectrum_of_adapters(rule: str, publication: str, generator: Generator, tmp_path: Path) -> None:
     """Of a sum of low rank, the singular values that are there are shaped, and those that are zero stay so."""
@@ -361,11 +365,13 @@ def test_a_spectrum_of_adapters(rule: str, publication: str, generator: Generato
             length[name] += float((model[name] - base[name]).double().square().sum())
             values = np.linalg.svd(update[name], compute_uv=False)
             assert (values[2 * count :] <= 1e-5 * values[0]).all()
-            if publication != "power:0.5:1.0":
+            if publication != "power:0.5":
                 np.testing.assert_allclose(values[: 2 * count], values[0], rtol=1e-4)
-            if publication != "iso:1.0":
-                factor = 2.0 if publication == "flat:2.0" else 1.0
-                assert np.linalg.norm(update[name]) == pytest.approx(factor * (length[name] / count) ** 0.5, rel=1e-4)
+            if publication == "flat:2.0":
+                assert np.linalg.norm(update[name]) == pytest.approx(2 * (length[name] / count) ** 0.5, rel=1e-4)
+            if publication == "power:0.5":
+                sigma = load_file(stream.state_folder / FACTORED)[name + SINGULAR_VALUES]
+                assert np.linalg.norm(update[name]) == pytest.approx(float(sigma.norm()), rel=1e-4)
 
 
 class TestStateFromBefore:

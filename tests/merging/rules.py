@@ -27,10 +27,10 @@ COMBINATIONS = tuple(
     for publication in (PUBLICATIONS if entry.own is None else (entry.publication,))
 )
 
-ORDERED = frozenset({"opcm"})
+ORDERED = frozenset({"opcm", "foldin"})
 """What a fold of these does depends on what was folded before."""
 
-IRREVERSIBLE = frozenset({"opcm", "magmax"})
+IRREVERSIBLE = frozenset({"opcm", "foldin", "magmax"})
 """A fold of these cannot be undone."""
 
 RANDOM = frozenset({"dare"})

@@ -11,9 +11,13 @@ from torch import Tensor
 TaskVector = Mapping[str, Tensor]
 
 
-def is_matrix(tensor: Tensor) -> bool:
-    """Two-dimensional tensors count as weights of linear layers here."""
-    return tensor.dim() == 2 and min(tensor.shape) > 1
+TABLE = "words"
+"""The tensor of this name has the embeddings of tokens."""
+
+
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """Other two-dimensional tensors count as weights of linear layers here."""
+    return name != TABLE and tensor.dim() == 2 and min(tensor.shape) > 1
 
 
 class Merge:
@@ -30,14 +34,14 @@ class Merge:
         for number, (name, values) in enumerate(task_vector.items()):
             state = self.states.get(name)
             if state is None:
-                shapes = slot_shapes(self.rule.name, values.shape, matrix=is_matrix(values))
+                shapes = slot_shapes(self.rule.name, values.shape, matrix=is_matrix(name, values))
                 state = {slot: torch.zeros(shape) for slot, shape in shapes.items()}
-            if accumulation.projection and is_matrix(values) and state[ACCUMULATED].any():
+            if accumulation.projection and is_matrix(name, values) and state[ACCUMULATED].any():
                 basis = self.rule.decomposition.decompose(state[ACCUMULATED])
                 folded = accumulation.projection.fold(state[ACCUMULATED], values, basis)
                 self.states[name] = {ACCUMULATED: folded.accumulated}
             else:
-                self.states[name] = accumulation.fold(state, values, _step(values, seed, number)).state
+                self.states[name] = accumulation.fold(state, values, _step(name, values, seed, number)).state
         self._folded.append(task_vector)
         return self
 
@@ -46,7 +50,7 @@ class Merge:
         take_out = self.rule.accumulation.take_out
         assert take_out is not None
         for number, (name, values) in enumerate(task_vector.items()):
-            self.states[name] = take_out(self.states[name], values, _step(values, seed, number))
+            self.states[name] = take_out(self.states[name], values, _step(name, values, seed, number))
         self._folded = [other for other in self._folded if other is not task_vector]
         return self
 
@@ -64,6 +68,7 @@ class Merge:
             sum(norms),
             sum(norm**2 for norm in norms),
             _norm(self.states[name][ACCUMULATED]),
+            name == TABLE,
         )
 
     @property
@@ -73,7 +78,7 @@ class Merge:
 
     def _update(self, name: str, state: State) -> Tensor:
         publication = self.rule.publication
-        if publication.spectrum is None or not is_matrix(state[ACCUMULATED]):
+        if publication.spectrum is None or not is_matrix(name, state[ACCUMULATED]):
             return publication.update(state, self.tensor_record(name), self.record)
         basis = self.rule.decomposition.decompose(state[ACCUMULATED])
         if not len(basis.singular_values):
@@ -82,8 +87,8 @@ class Merge:
         return basis.left * values.float() @ basis.right
 
 
-def _step(values: Tensor, seed: int, number: int) -> Step:
-    return Step(is_matrix(values), 1000 * seed + number)
+def _step(name: str, values: Tensor, seed: int, number: int) -> Step:
+    return Step(is_matrix(name, values), 1000 * seed + number, name == TABLE)
 
 
 def _norm(*tensors: Tensor) -> float:

@@ -11,10 +11,10 @@ from foldind.merging.registry import make_rule
 from torch import Generator, Tensor
 
 from tests.merging import oracle_rules as oracle
-from tests.merging.oracle import merge_accumulated
+from tests.merging.oracle import merge_accumulated, project
 from tests.merging.oracle_rules import Array
 from tests.merging.rules import COMBINATIONS, IRREVERSIBLE, ORDERED, Combination
-from tests.merging.streaming import Merge
+from tests.merging.streaming import TABLE, Merge
 
 MEDIAN, WORST = 1e-6, 2e-5
 SAME = 1e-5
@@ -23,6 +23,7 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "wide": (24, 40),
     "nearly square": (34, 28),
     "convolution": (6, 3, 4, 4),
+    "words": (30, 12),
     "bias": (30,),
     "scale": (),
 }
@@ -129,13 +130,18 @@ def of_the_sum(publication: str, handed_in: TaskVectors) -> dict[str, Array]:
     def matrix(key: str) -> Array:
         if name == "iso":
             return oracle.iso_c(sums[key], numbers[0])
-        exponent, factor = (0.0, numbers[0]) if name == "flat" else numbers
-        return oracle.power(sums[key], exponent, factor * lengths[key])
+        if name == "flat":
+            return oracle.power(sums[key], 0.0, numbers[0] * lengths[key])
+        exponent = 1 / count if name == "foldin" else numbers[0]
+        return oracle.power(sums[key], exponent, float(np.linalg.norm(sums[key])))
 
-    return {key: matrix(key) if key in MATRICES else values / count for key, values in sums.items()}
+    return {
+        key: matrix(key) if key in MATRICES else values if name == "foldin" and key == TABLE else values / count
+        for key, values in sums.items()
+    }
 
 
-PUBLISHED = ("norm", "mean", "scale:0.7", "tensor_norm:1.5", "iso:0.8", "flat:2.0", "power:0.5:1.0", "power:0.2:1.3")
+PUBLISHED = ("norm", "mean", "scale:0.7", "tensor_norm:1.5", "iso:0.8", "flat:2.0", "power:0.5", "power:0.2", "foldin")
 
 
 class TestBatch:
@@ -227,6 +233,32 @@ class TestBatch:
         update = merged(Combination("opcm", "norm"), handed_in)
         errors = [relative(update[name], expected[name]) for name in SHAPES]
         assert np.median(errors) <= MEDIAN
+
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_foldin_is_its_definition(self, count: int, generator: Generator) -> None:
+        handed_in = task_vectors(generator, count)
+        sums = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+        for one in handed_in:
+            for name, accumulated in sums.items():
+                update = exact([one], name)[0]
+                if name in MATRICES and accumulated.any():
+                    update = project(update, accumulated, 0.5, "keep")
+                if name == TABLE:
+                    rows = zip(update, accumulated, strict=True)
+                    update = np.stack([row - (row @ s) / max(s @ s, 1e-300) * s for row, s in rows])
+                sums[name] = accumulated + update
+        update = merged(Combination("foldin", ""), handed_in)
+        errors = []
+        for name, values in sums.items():
+            expected = values if name == TABLE else values / count
+            if name in MATRICES:
+                expected = oracle.power(values, 1 / count, float(np.linalg.norm(values)))
+            errors.append(relative(update[name], expected))
+        print(f"MEASURED foldin {count}: median {np.median(errors):.1e}, worst {max(errors):.1e}")
+        assert np.median(errors) <= MEDIAN
+        assert max(errors) <= WORST
+        if count == 1:
+            assert all(relative(update[name], exact(handed_in, name)[0]) <= MEDIAN for name in SHAPES)
 
 
 class TestOrder:

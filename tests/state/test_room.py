@@ -22,7 +22,10 @@ PLAN = Plan(
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        *((rule, SUM) for rule in ("opcm", "average", "task_arithmetic", "dare", "breadcrumbs", "magmax", "iso")),
+        *(
+            (rule, SUM)
+            for rule in ("opcm", "foldin", "average", "task_arithmetic", "dare", "breadcrumbs", "magmax", "iso")
+        ),
         ("ties", 4 * SUM),
         ("model_stock", 2 * SUM),
         ("regression", SUM + MATRIX + STACKED + SQUARES),
@@ -37,5 +40,7 @@ def test_merge_is_state_bases_and_what_is_published() -> None:
     bases = 4 * 20 * (30 + 20 + 3) + 4 * 3 * 6 * (8 + 6 + 3)
     settings = ServeSettings()
     assert merge_bytes(PLAN, MergeSettings(), settings) == SUM + published
-    for publication in ("iso", "flat", "power"):
-        assert merge_bytes(PLAN, MergeSettings(publication=publication), settings) == SUM + bases + published
+    for publication in ("iso", "flat", "power", "foldin"):
+        settings = ServeSettings(publication=publication)
+        assert merge_bytes(PLAN, MergeSettings(), settings) == SUM + bases + published
+    assert merge_bytes(PLAN, MergeSettings(rule="foldin"), ServeSettings()) == SUM + bases + published

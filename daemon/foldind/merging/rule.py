@@ -54,10 +54,10 @@ class Step(NamedTuple):
 
     matrix: bool
     """Whether it is the weight of a linear layer."""
-    table: bool
-    """Whether its rows are the embeddings of tokens."""
     seed: int
     """Of whatever is random; another one for every submission, tensor and row block, and the same one again."""
+    table: bool = False
+    """Whether its rows are the embeddings of tokens."""
 
 
 class Folded(NamedTuple):

@@ -128,7 +128,7 @@ class Folding:
     def _step(self, block: Block) -> Step:
         first = block.rows[0] if block.rows else 0
         digest = sha256(f"{self._seed} {block.tensor.name} {first}".encode()).digest()
-        return Step(bool(block.basis_file), block.tensor.name in self._tables, int.from_bytes(digest[:8]) >> 1)
+        return Step(bool(block.basis_file), int.from_bytes(digest[:8]) >> 1, block.tensor.name in self._tables)
 
     def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
         tensor = matrix.tensor
