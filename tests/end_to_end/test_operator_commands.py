@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from foldind.cli.rules import HOW, RULES
+from foldind.merging.catalog import CATALOG, PUBLICATIONS
 
 from tests.support.commands import command
 from tests.support.daemon import foldind
@@ -13,7 +15,7 @@ from tests.support.models import base_tensors, shard
 @pytest.mark.parametrize(
     ("name", "words"),
     {
-        (): ("init", "serve", "plan", "fsck", "evaluate", "fine-tuned checkpoints"),
+        (): ("init", "serve", "plan", "fsck", "rules", "evaluate", "fine-tuned checkpoints"),
         ("init",): ("--base", "--state", "--alpha", "--cross-blocks", "--summed", "foldind init --base"),
         ("serve",): (
             "--grpc",
@@ -27,6 +29,7 @@ from tests.support.models import base_tensors, shard
             "[serve]",
         ),
         ("plan",): ("--json", "projected", "summed", "tied", "frozen"),
+        ("rules",): ("--json", "foldind init --rule", "foldin publish --as"),
         ("fsck",): ("--state", "foldind fsck --state"),
     }.items(),
 )
@@ -38,6 +41,16 @@ def test_help_teaches(name: tuple[str, ...], words: tuple[str, ...]) -> None:
 
 def test_version() -> None:
     assert command("--version").stdout.startswith("foldind ")
+
+
+def test_rules() -> None:
+    assert RULES.keys() == CATALOG.keys()
+    assert HOW.keys() == PUBLICATIONS.keys()
+    text = command("rules").stdout
+    document = json.loads(command("rules", "--json").stdout)
+    assert all(name in text for name in (*RULES, *HOW))
+    assert document["rules"]["ties"]["options"] == {"density": 0.2}
+    assert document["publications"]["flat"]["numbers"] == {"factor": 2.0}
 
 
 def test_plan(base: Path) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from foldind.cli.evaluation import evaluate
 from foldind.cli.options import Base, State, Summed
+from foldind.cli.rules import rules
 from foldind.cli.session import errors, sentences
 
 app = typer.Typer(
@@ -261,4 +262,5 @@ def fsck(state: State) -> None:
     errors.print(f"{state} is in order")
 
 
+app.command()(rules)
 app.command()(evaluate)
