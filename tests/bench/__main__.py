@@ -15,6 +15,7 @@ from tests.bench import (
     many_folds,
     merge_time,
     profile,
+    rules,
     sizes,
     upload_time,
 )
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "adapter_ranks": adapter_ranks.run,
     "compression": compression.run,
     "half_precision": half_precision.run,
+    "rules": rules.run,
     "profile": profile.run,
 }
 

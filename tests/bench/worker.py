@@ -84,6 +84,7 @@ def fold(
     budget: int = GENEROUS,
     publish: tuple[str, ...] = ("model",),
     max_rank: int = 0,
+    rule: str = "opcm",
 ) -> Folded:
     """Fold a submission.
 
@@ -97,15 +98,16 @@ def fold(
       budget: of memory, in bytes.
       publish: as what the snapshot is published.
       max_rank: of what is held as factors; 0: any.
+      rule: the merge rule, with its defaults.
     """
-    for name in ("state", "snapshot"):
+    for name in ("state", "snapshot", "new_bases"):
         (place / name).mkdir(parents=True)
     started, stages = time.perf_counter(), {}
     result = worker.ask(
         FoldRequest(
             base=str(root / "base"),
             plan=str(root / "plan.json"),
-            rule="opcm",
+            rule=rule,
             hyper_parameters={},
             publication="",
             backend="numpy",
@@ -130,7 +132,8 @@ def fold(
     )
     ended = time.perf_counter()
     assert isinstance(result, FoldResult), result
-    return Folded(result, stages["publishing"] - started, ended - stages["publishing"])
+    published = min(stages.get("decomposing", ended), stages["publishing"])
+    return Folded(result, published - started, ended - published)
 
 
 def compute_bases(worker: Worker, plan: Plan, state: Path, bases: Path) -> float:
