@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from foldind.merging.catalog import ACCUMULATED, slot_shapes
-from foldind.merging.regmean import is_gram
 from foldind.merging.registry import make_rule
+from foldind.merging.regmean import is_gram
 from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
 from torch import Generator, Tensor
 
