@@ -8,7 +8,7 @@ from foldin import Client
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, foldin
 from tests.support.dropping import SETTINGS, Box
 from tests.support.wire import SINGLE, Daemons, Wire, state
 
@@ -25,6 +25,7 @@ def test_uploads(wire: Wire, checkpoint: Checkpoint) -> None:
     wire.send(opened.submission.id, {SINGLE: model})
     first = wire.commit(opened.submission.id, files)
     assert [file.name for file in first.files] == [SINGLE]
+    assert f"{STATISTICS} is left out: the merge rule does not read it" in wire.daemon.log.read_text()
     assert state(wire.settled(first.id)) == "MERGED"
     # With other statistics, and without any, it is the same content; and it still is without digests.
     assert wire.create({SINGLE: model, STATISTICS: GARBAGE + b"!"}).submission.id == first.id
@@ -46,6 +47,9 @@ def test_the_client(daemon: Daemon, checkpoint: Checkpoint, tmp_path: Path) -> N
         first = client.submit(tmp_path / SINGLE, wait=True)
         (tmp_path / STATISTICS).write_bytes(GARBAGE)
         assert client.submit(tmp_path).id == first.id
+    told = foldin("submit", str(tmp_path), "--server", daemon.server).stderr
+    assert f"{STATISTICS} was not sent: the merge rule of this daemon does not read it." in told
+    assert "was not sent" not in foldin("submit", str(tmp_path / SINGLE), "--server", daemon.server).stderr
 
 
 def test_paths(wire: Wire, root: Path, checkpoint: Checkpoint) -> None:

@@ -125,12 +125,14 @@ class Uploads:
         Raises:
           InvalidRequest, CheckpointRefused, Conflict, OutOfRoom: as the contract says.
         """
-        files = self._admission.wanted(new.files)
+        announced, files = new.files.keys(), self._admission.wanted(new.files)
         new = replace(new, files=files, content_digest=content_digest(files))
         self._admission.check_announced(new)
         submission = await asyncio.to_thread(self._ledger.create, new)
         if submission.state is not SubmissionState.RECEIVING:
             return submission, {}
+        if left_out := announced - files.keys():
+            about(log, submission.id).info("%s is left out: the merge rule does not read it", *left_out)
         upload = await self._upload(submission.id)
         return submission, upload.missing()
 
