@@ -137,7 +137,7 @@ def test_who_imports_torch() -> None:
     found = {name for name, path in OURS.items() if any(n.partition(".")[0] == "torch" for n in imports(path))}
     may = {name for name in OURS for pattern in WITH_TORCH if Path(name).match(pattern)} | {"merging"}
     assert found <= may
-    assert {"worker.folding", "checkpoints.tensors", "merging.opcm"} <= found
+    assert {"worker.merged_model", "checkpoints.tensors", "merging.opcm"} <= found
 
 
 def test_the_daemon_reaches_nothing_that_imports_torch() -> None:

@@ -132,7 +132,7 @@ class Folding:
         statistics = self._statistics.read(block.tensor, block.rows) if self._statistics else None
         if statistics is not None and block.basis_file:
             statistics = statistics.flatten(0, -2)
-        return Step(bool(block.basis_file), int.from_bytes(digest[:8]) >> 1, statistics)
+        return Step(bool(block.basis_file), int.from_bytes(digest[:8]) >> 1, statistics=statistics)
 
     def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
         tensor = matrix.tensor
