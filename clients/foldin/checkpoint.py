@@ -11,6 +11,7 @@ from foldin.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+STATISTICS = "statistics.safetensors"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
@@ -35,7 +36,8 @@ def find_checkpoint(path: str | Path) -> tuple[CheckpointFile, ...]:
 
     Args:
       path: a .safetensors file, or a folder with an adapter (adapter_config.json and adapter_model.safetensors),
-        with model.safetensors, or with an index and its shards; the first of these that is there is taken.
+        with model.safetensors, or with an index and its shards; the first of these that is there is taken, and with
+        it statistics.safetensors, if that is there too: what some merge rules weigh submissions by.
 
     Raises:
       CheckpointError: there is no checkpoint, or a part of it is missing, superfluous or broken.
@@ -46,9 +48,10 @@ def find_checkpoint(path: str | Path) -> tuple[CheckpointFile, ...]:
         for file in files:
             if file.name.endswith(".safetensors"):
                 _require_whole(file.path)
+        beside = _statistics(path)  # which most daemons do not read, whatever it is
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from None
-    return files
+    return (*files, *beside)
 
 
 def _single_file(path: Path) -> tuple[CheckpointFile, ...]:
@@ -72,6 +75,11 @@ def _in_folder(folder: Path) -> tuple[CheckpointFile, ...]:
     if (folder / INDEX).is_file():
         return _sharded(folder)
     raise CheckpointError(_why_none(folder))
+
+
+def _statistics(folder: Path) -> tuple[CheckpointFile, ...]:
+    path = folder / STATISTICS  # of a file, nothing is there
+    return (CheckpointFile(STATISTICS, path),) if path.is_file() else ()
 
 
 def _sharded(folder: Path) -> tuple[CheckpointFile, ...]:
@@ -100,6 +108,8 @@ def _named_by(index: Path) -> list[str]:
     if not shards or not all(isinstance(name, str) for name in shards):
         raise CheckpointError(f"{index} is no index: it has no `weight_map` of tensors to files. Save the model again.")
     for name in shards:
+        if name == STATISTICS:
+            raise CheckpointError(f"{index} names {name}, which is no name of a shard. Save the model again.")
         if not is_plain(name) or not name.endswith(".safetensors"):
             raise CheckpointError(
                 f"{index} names {name!r}: only .safetensors files beside the index can be sent. "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldin.checkpoint import ADAPTER, SINGLE, CheckpointFile, find_checkpoint
+from foldin.checkpoint import ADAPTER, SINGLE, STATISTICS, CheckpointFile, find_checkpoint
 from foldin.coding import encode_int8, encode_ternary
 from foldin.errors import CheckpointError
 from foldin.layout import CompressedWriter
@@ -47,7 +47,7 @@ def compress_model(
     Raises:
       CheckpointError: the base is none of this model, they are equal, or a value is NaN or infinite.
     """
-    base_files = find_checkpoint(recipe.base)
+    base_files = [file for file in find_checkpoint(recipe.base) if file.name != STATISTICS]
     for files, what in ((model_files, "what is submitted"), (base_files, "the base")):
         if any(file.name in ADAPTER for file in files):
             raise CheckpointError(f"{what} is an adapter: adapters are small already, and submitted as they are.")

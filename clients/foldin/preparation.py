@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from foldin.checkpoint import CheckpointFile
+from foldin.checkpoint import STATISTICS, CheckpointFile
 from foldin.errors import CheckpointError
 from foldin.models import Progress
 from foldin.recipe import Recipe
@@ -36,4 +36,6 @@ def prepared(
     except OSError as error:
         raise CheckpointError(f"no temporary folder can be made: {error.strerror}; name another with TMPDIR.") from None
     with folder as name:
-        yield [compress_model(files, recipe, partial, Path(name), on_progress)]
+        model = [file for file in files if file.name != STATISTICS]
+        beside = [file for file in files if file.name == STATISTICS]
+        yield [compress_model(model, recipe, partial, Path(name), on_progress), *beside]

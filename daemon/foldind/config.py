@@ -69,6 +69,8 @@ class MergeSettings(BaseModel):
     projection: Literal["exact", "leading"] | None = None
     density: float | None = Field(None, gt=0, le=1)
     outliers: float | None = Field(None, ge=0, lt=1)
+    floor: float | None = Field(None, ge=0, allow_inf_nan=False)
+    shrink: float | None = Field(None, ge=0, le=1)
     max_rank: int = Field(0, ge=0)
     summed: tuple[str, ...] = SUMMED_PATTERNS
     backend: Literal["torch", "numpy"] = "torch"

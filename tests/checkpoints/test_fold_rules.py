@@ -21,12 +21,13 @@ from tests.checkpoints.folding import EMBEDDING, PROJECTED, Stream
 from tests.checkpoints.test_fold_factored import Adapters
 from tests.merging import oracle, oracle_rules
 from tests.merging.oracle_rules import Array
+from tests.merging.rules import PLAIN
 from tests.support.models import base_tensors
 
 EXPERTS, HEAD = "block.experts.gate_proj", "lm_head.weight"
 SHARDS = 3
 MATRICES = (*PROJECTED, EXPERTS)
-BATCH = tuple(rule for rule in CATALOG if rule not in {"opcm", "foldin", "dare"})
+BATCH = tuple(rule for rule in PLAIN if rule not in {"opcm", "foldin", "dare"})
 PUBLISHED = ("norm", "mean", "scale:0.7", "tensor_norm:1.0", "iso:0.8", "flat:2.0", "power:0.5", "foldin")
 
 
@@ -254,7 +255,7 @@ class TestDense:
             assert wrong.sum() <= (0.01 * wrong.size if rule == "ties" else 0), name
 
 
-@pytest.mark.parametrize("rule", CATALOG)
+@pytest.mark.parametrize("rule", PLAIN)
 class TestBytes:
     def test_one_block_at_a_time_or_several(
         self, rule: str, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -319,7 +320,7 @@ class TestBytes:
                 assert record.accumulated_norm == pytest.approx(float(np.linalg.norm(total)), rel=1e-6)
 
 
-@pytest.mark.parametrize("rule", CATALOG)
+@pytest.mark.parametrize("rule", PLAIN)
 def test_adapters_are_folded_as_what_they_add_up_to(rule: str, generator: Generator, tmp_path: Path) -> None:
     base = {name: tensor for name, tensor in make_base().items() if name not in {HEAD, EXPERTS}}
     adapters = Adapters(tmp_path / "adapters", base, generator)

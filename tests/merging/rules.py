@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 from foldind.merging.catalog import CATALOG, PUBLICATIONS
 from foldind.merging.registry import make_rule
 from foldind.merging.rule import Rule
+from torch import Generator, Tensor
 
 
 class Combination(NamedTuple):
@@ -19,6 +21,22 @@ class Combination(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.rule}+{self.publication}"
+
+
+PLAIN = tuple(name for name, entry in CATALOG.items() if not entry.statistics)
+"""Rules that take checkpoints as they are."""
+
+
+def statistics_of(rule: str, shape: tuple[int, ...], matrix: bool, seed: int) -> Tensor | None:
+    """What a submission says of a tensor, if the rule asks for it."""
+    generator = Generator().manual_seed(seed)
+    match CATALOG[rule].statistics:
+        case "like":
+            return 0.5 + torch.rand(shape, generator=generator)
+        case "gram" if matrix:
+            inputs = torch.randn(4 * shape[-1], shape[-1], generator=generator)
+            return inputs.mT @ inputs
+    return None
 
 
 COMBINATIONS = tuple(

@@ -8,6 +8,8 @@ from foldind.merging.catalog import ACCUMULATED, slot_shapes
 from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
 from torch import Tensor
 
+from tests.merging.rules import statistics_of
+
 TaskVector = Mapping[str, Tensor]
 
 
@@ -41,7 +43,7 @@ class Merge:
                 folded = accumulation.projection.fold(state[ACCUMULATED], values, basis)
                 self.states[name] = {ACCUMULATED: folded.accumulated}
             else:
-                self.states[name] = accumulation.fold(state, values, _step(name, values, seed, number)).state
+                self.states[name] = accumulation.fold(state, values, _step(self.rule, name, values, seed, number)).state
         self._folded.append(task_vector)
         return self
 
@@ -50,7 +52,7 @@ class Merge:
         take_out = self.rule.accumulation.take_out
         assert take_out is not None
         for number, (name, values) in enumerate(task_vector.items()):
-            self.states[name] = take_out(self.states[name], values, _step(name, values, seed, number))
+            self.states[name] = take_out(self.states[name], values, _step(self.rule, name, values, seed, number))
         self._folded = [other for other in self._folded if other is not task_vector]
         return self
 
@@ -87,8 +89,9 @@ class Merge:
         return basis.left * values.float() @ basis.right
 
 
-def _step(name: str, values: Tensor, seed: int, number: int) -> Step:
-    return Step(is_matrix(name, values), 1000 * seed + number, name == TABLE)
+def _step(rule: Rule, name: str, values: Tensor, seed: int, number: int) -> Step:
+    matrix, seed = is_matrix(name, values), 1000 * seed + number
+    return Step(matrix, seed, statistics_of(rule.name, tuple(values.shape), matrix, seed), name == TABLE)
 
 
 def _norm(*tensors: Tensor) -> float:

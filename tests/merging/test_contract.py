@@ -16,7 +16,7 @@ from foldind.merging.rule import Publication, Record, Rule, State, Step, TensorR
 from torch import Generator, Tensor
 
 from tests.merging.matrices import random
-from tests.merging.rules import COMBINATIONS, IRREVERSIBLE, RANDOM, Combination
+from tests.merging.rules import COMBINATIONS, IRREVERSIBLE, RANDOM, Combination, statistics_of
 from tests.merging.streaming import Merge
 
 MATRICES = ((12, 8), (8, 12), (2, 2))
@@ -46,8 +46,12 @@ def some_state(rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Gene
     state = zeros(rule, shape, matrix)
     for number in range(folds):
         task_vector = 2 + torch.randn(shape, generator=generator)  # they agree a little
-        state = rule.accumulation.fold(state, task_vector, Step(matrix, number)).state
+        state = rule.accumulation.fold(state, task_vector, step_of(rule, shape, matrix, number)).state
     return state
+
+
+def step_of(rule: Rule, shape: tuple[int, ...], matrix: bool, seed: int) -> Step:
+    return Step(matrix, seed, statistics_of(rule.name, shape, matrix, seed))
 
 
 RECORD = Record(2, 3.0, 4.0)
@@ -61,6 +65,10 @@ def in_blocks(rows: int) -> list[slice]:
 
 def rows_of(state: State, rows: slice) -> State:
     return {slot: values[rows] for slot, values in state.items()}
+
+
+def rows_of_step(step: Step, rows: slice) -> Step:
+    return step._replace(statistics=None if step.statistics is None else step.statistics[rows])
 
 
 def cat(states: list[State]) -> State:
@@ -89,7 +97,7 @@ class TestAccumulation:
         options = CATALOG[rule.name].options
         task_vector = random(12, 8, generator)
         made = make_rule(rule.name, options)
-        for step in (Step(True, SEED), Step(False, SEED)):
+        for step in (step_of(rule, (12, 8), matrix, SEED) for matrix in (True, False)):
             state = zeros(rule, (12, 8), step.matrix)
             assert_equal(
                 made.accumulation.fold(state, task_vector, step).state,
@@ -128,13 +136,19 @@ class TestAccumulation:
         if rule.name in RANDOM:  # of which each part has a seed of its own
             rule = make_rule(rule.name, {"density": 1.0})
         task_vector = torch.randn(shape, generator=generator)
-        task_vector[0] *= 10  # the elements that are trimmed are not spread evenly
-        state, step = some_state(rule, shape, False, generator), Step(False, SEED)
+        task_vector[: len(task_vector) // 3] *= 10  # the elements that are trimmed are not spread evenly
+        state, step = some_state(rule, shape, False, generator), step_of(rule, shape, False, SEED)
         whole = rule.accumulation.fold(state, task_vector, step)
-        parts = [rule.accumulation.fold(rows_of(state, b), task_vector[b], step) for b in in_blocks(shape[0])]
+        parts = [
+            rule.accumulation.fold(rows_of(state, rows), task_vector[rows], rows_of_step(step, rows))
+            for rows in in_blocks(shape[0])
+        ]
         together = cat([part.state for part in parts])
         if rule.accumulation.whole:
-            if rule.name != "regression":  # which needs matrices whole, and is asked for all tensors at once
+            if rule.name not in {
+                "regression",
+                "regmean",
+            }:  # which need matrices whole, and are asked for all tensors so
                 assert any(not torch.equal(together[slot], whole.state[slot]) for slot in together)
             return
         assert_equal(together, whole.state)
@@ -142,7 +156,7 @@ class TestAccumulation:
 
     def test_regression_needs_all_rows_of_a_matrix(self, generator: Generator) -> None:
         rule = make_rule("regression")
-        task_vector, step = random(40, 24, generator), Step(True, SEED)
+        task_vector, step = random(40, 24, generator), step_of(rule, (40, 24), True, SEED)
         whole = rule.accumulation.fold(zeros(rule, (40, 24), True), task_vector, step).state
         half = rule.accumulation.fold(zeros(rule, (20, 24), True), task_vector[:20], step).state
         assert not torch.allclose(half["moment"], whole["moment"][:20], rtol=0.1)
@@ -152,7 +166,7 @@ class TestAccumulation:
         self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
     ) -> None:
         state = some_state(rule, shape, matrix, generator)
-        task_vector, step = torch.randn(shape, generator=generator), Step(matrix, SEED)
+        task_vector, step = torch.randn(shape, generator=generator), step_of(rule, shape, matrix, SEED)
         inputs = [*state.values(), task_vector]
         before = [tensor.clone() for tensor in inputs]
         folded = rule.accumulation.fold(state, task_vector, step)
@@ -184,15 +198,18 @@ class TestAccumulation:
     ) -> None:
         state = some_state(rule, shape, matrix, generator)
         task_vector, other = (torch.randn(shape, generator=generator) for _ in range(2))
-        first = rule.accumulation.fold(state, task_vector, Step(matrix, SEED))
-        rule.accumulation.fold(state, other, Step(matrix, SEED + 1))  # what came between leaves no trace
-        again = rule.accumulation.fold(state, task_vector, Step(matrix, SEED))
+        first = rule.accumulation.fold(state, task_vector, step_of(rule, shape, matrix, SEED))
+        rule.accumulation.fold(
+            state, other, step_of(rule, shape, matrix, SEED + 1)
+        )  # what came between leaves no trace
+        again = rule.accumulation.fold(state, task_vector, step_of(rule, shape, matrix, SEED))
         assert_equal(again.state, first.state)
         assert again.removed_squared == first.removed_squared
 
     def test_only_what_is_random_depends_on_the_seed(self, rule: Rule, generator: Generator) -> None:
         task_vector, state = random(12, 8, generator), zeros(rule, (12, 8), True)
-        one, other = (rule.accumulation.fold(state, task_vector, Step(True, seed)).state for seed in (1, 2))
+        step = step_of(rule, (12, 8), True, SEED)
+        one, other = (rule.accumulation.fold(state, task_vector, step._replace(seed=seed)).state for seed in (1, 2))
         same = all(torch.equal(one[slot], other[slot]) for slot in one)
         assert same == (rule.name not in RANDOM)
 
@@ -207,7 +224,10 @@ class TestAccumulation:
     ) -> None:
         """Of the first fold: what of the task vector is not in S."""
         task_vector = torch.randn(shape, generator=generator)
-        folded = rule.accumulation.fold(zeros(rule, shape, matrix), task_vector, Step(matrix, SEED))
+        folded = rule.accumulation.fold(zeros(rule, shape, matrix), task_vector, step_of(rule, shape, matrix, SEED))
+        if rule.name == "fisher":  # whose S is weighted
+            assert folded.removed_squared == 0
+            return
         missing = float((task_vector.double() - folded.state[ACCUMULATED].double()).square().sum())
         assert folded.removed_squared == pytest.approx(missing, rel=1e-6)
 
@@ -216,8 +236,10 @@ class TestAccumulation:
         self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
     ) -> None:
         state = some_state(rule, shape, matrix, generator)
-        folded = rule.accumulation.fold(state, torch.zeros(shape), Step(matrix, SEED))
-        assert_equal(folded.state, state)
+        folded = rule.accumulation.fold(state, torch.zeros(shape), step_of(rule, shape, matrix, SEED))
+        counted = {"weight", "gram"} if CATALOG[rule.name].statistics else set()  # what it says of itself counts
+        for slot in state.keys() - counted:
+            assert torch.equal(folded.state[slot], state[slot])
         assert folded.removed_squared == 0
 
 
@@ -259,7 +281,10 @@ class TestPublication:
         parts = [rule.publication.update(rows_of(state, b), TENSOR_RECORD, RECORD) for b in in_blocks(shape[0])]
         if not rule.publication.whole:
             assert torch.equal(torch.cat(parts), whole)
-        elif rule.name != "regression":  # which needs the square slots, and these have no rows of the matrix
+        elif rule.name not in {
+            "regression",
+            "regmean",
+        }:  # which need the square slots, and these have no rows of the matrix
             assert not torch.equal(torch.cat(parts), whole)
 
     def test_leaves_its_inputs_alone(self, combination: Combination, generator: Generator) -> None:
@@ -286,7 +311,7 @@ class TestPublication:
         rule = combination.make()
         for shape, matrix in SHAPES:
             nothing = zeros(rule, shape, matrix)
-            state = rule.accumulation.fold(nothing, torch.zeros(shape), Step(matrix, SEED)).state
+            state = rule.accumulation.fold(nothing, torch.zeros(shape), step_of(rule, shape, matrix, SEED)).state
             for tensor in (TensorRecord(0, 0.0, 0.0, 0.0), TensorRecord(2, 2.0, 2.0, 0.0)):
                 for record in (Record(1, 1.0, 1.0), Record(2, 2.0, 0.0)):
                     update = rule.publication.update(state, tensor, record)

@@ -118,9 +118,19 @@ def submit(
                 )
             if wait and not submission.final:
                 submission = _follow(client, submission.id, display)
+    if not on_server:
+        _tell_of_statistics(Path(path), submission)
     _conclude(submission, as_json)
     if not submission.final and not as_json:
         typer.echo(f"Follow it with: foldin watch {submission.id}", err=True)
+
+
+def _tell_of_statistics(path: Path, submission: Submission) -> None:
+    from foldin.checkpoint import STATISTICS
+
+    taken = any(file.name == STATISTICS for file in submission.files)
+    if not taken and (path.expanduser() / STATISTICS).is_file():
+        complain(f"{STATISTICS} was not sent: the merge rule of this daemon does not read it.")
 
 
 def status(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:

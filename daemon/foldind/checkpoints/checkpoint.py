@@ -14,6 +14,8 @@ SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
+STATISTICS = "statistics.safetensors"
+"""May lie beside any checkpoint, and is no part of it; see statistics.py."""
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 
 _DISAGREEMENT = "the index and the shards are of different models; save the model anew with save_pretrained(...)"
@@ -56,7 +58,7 @@ class Checkpoint:
 
 
 def check_file_names(names: Collection[str]) -> None:
-    """Check that files of these names can be one checkpoint.
+    """Check that files of these names can be one checkpoint, statistics beside it or not.
 
     Raises:
       CheckpointRefused: a name has folders in it or strange characters, or the files do not make a checkpoint.
@@ -72,6 +74,7 @@ def check_file_names(names: Collection[str]) -> None:
             f"{pickled[0]} is a pickle file, which can run code when it is loaded",
             "run `foldin convert` on it, or save the model with save_pretrained, and submit that",
         )
+    names = [name for name in names if name != STATISTICS]
     if ADAPTER_CONFIG in names or ADAPTER in names:
         if set(names) != {ADAPTER_CONFIG, ADAPTER}:
             raise CheckpointRefused(
@@ -93,17 +96,23 @@ def check_file_names(names: Collection[str]) -> None:
         raise CheckpointRefused("no weights were sent", f"send {SINGLE}, or {INDEX} and the shards it names")
 
 
-def choose_files(names: Collection[str]) -> list[str]:
+def choose_files(names: Collection[str], *, statistics: bool = False) -> list[str]:
     """Return which of the files in a folder are its checkpoint: the adapter, else the model, else index and shards.
 
     Nothing, if it holds neither.
+
+    Args:
+      names: of the files.
+      statistics: whether those beside the checkpoint are wanted too.
     """
+    beside = [STATISTICS] if statistics and STATISTICS in names else []
     if ADAPTER_CONFIG in names:
-        return [ADAPTER_CONFIG, ADAPTER]
+        return [ADAPTER_CONFIG, ADAPTER, *beside]
     if SINGLE in names:
-        return [SINGLE]
+        return [SINGLE, *beside]
     if INDEX in names:
-        return [INDEX, *sorted(name for name in names if name.endswith(".safetensors") and name[0] != ".")]
+        shards = (name for name in names if name.endswith(".safetensors") and name[0] != "." and name != STATISTICS)
+        return [INDEX, *sorted(shards), *beside]
     return []
 
 
@@ -135,7 +144,7 @@ def open_checkpoint(folder: Path, limits: Limits = Limits()) -> Checkpoint:
             "submit the folder with all its shards",
         )
     present = sorted(path.name for path in folder.glob("*.safetensors"))
-    if stray := [name for name in present if name not in shards]:
+    if stray := [name for name in present if name not in (*shards, STATISTICS)]:
         raise CheckpointRefused(
             f"{stray[0]} is not named by {INDEX}", "remove it, or save the model anew so that the index names it"
         )
@@ -178,6 +187,8 @@ def read_index(file: BinaryIO, max_bytes: int = MAX_INDEX_BYTES) -> dict[str, st
                 "that ends in .safetensors",
                 "shards lie beside the index",
             )
+    if STATISTICS in weight_map.values():
+        raise CheckpointRefused(f"{INDEX} names {STATISTICS}, which is no name of a shard", hint)
     return weight_map
 
 

@@ -75,6 +75,10 @@ def init(
     outliers: Annotated[
         float | None, typer.Option(help="Share of the elements, the largest, that breadcrumbs leaves out. [0.01]")
     ] = None,
+    floor: Annotated[float | None, typer.Option(help="Least weight of an element in fisher. [1e-6]")] = None,
+    shrink: Annotated[
+        float | None, typer.Option(help="What regmean multiplies Gram matrices by off the diagonal. [0.9]")
+    ] = None,
     max_rank: Annotated[
         int | None,
         typer.Option(
@@ -108,6 +112,8 @@ def init(
             rule=rule,
             density=density,
             outliers=outliers,
+            floor=floor,
+            shrink=shrink,
             alpha=alpha,
             cross_blocks=cross_blocks,
             projection=projection,

@@ -22,6 +22,8 @@ RULES: Mapping[str, str] = MappingProxyType(
         "magmax": "of each element the largest there was",
         "iso": "the sum with a flat spectrum (Iso-C)",
         "regression": "does to the rows of every update what that update does (data-free RegMean)",
+        "fisher": "the mean, weighted by the diagonal Fisher information that each submission carries",
+        "regmean": "does to the inputs of every submission, whose Gram matrices it carries, what that submission does",
         "model_stock": "the mean, shortened by how much the updates point apart",
     }
 )

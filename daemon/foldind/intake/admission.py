@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import check_file_names, open_checkpoint
+from foldind.checkpoints.checkpoint import STATISTICS, check_file_names, open_checkpoint
 from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.statistics import check_statistics, statistics_plan, without_statistics
 from foldind.checkpoints.vocabulary import RowCounts
 from foldind.config import MergeSettings, ServeSettings
 from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
 from foldind.logs import about
+from foldind.merging.catalog import CATALOG
 from foldind.state.durable import FileDigest, sync
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -68,9 +70,21 @@ class Admission:
         self._settings = settings
         self.limits = submission_limits(plan)
         """Of headers and indexes."""
+        self._statistics = CATALOG[merge.rule].statistics
         self._max_bytes = 2 * plan.float32_bytes + 1024**3
+        if self._statistics:
+            self._max_bytes += statistics_plan(plan, self._statistics).float32_bytes
         # Were the disk filled with what waits, nothing could be merged, and so nothing would ever be removed.
         self._reserved_bytes = RESERVED_BYTES + merge_bytes(plan, merge, settings)
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether the merge rule weighs submissions by the statistics beside them."""
+        return bool(self._statistics)
+
+    def wanted(self, files: Mapping[str, FileDigest]) -> Mapping[str, FileDigest]:
+        """Return those of the files that are read; what is not read makes no other content of a submission."""
+        return {name: digest for name, digest in files.items() if name != STATISTICS or self._statistics}
 
     def check_announced(self, new: NewSubmission) -> None:
         """Check what can be checked before any byte arrives.
@@ -83,6 +97,8 @@ class Admission:
                 f"{len(new.files)} files were announced", f"save the model in at most {MAX_FILES} shards"
             )
         check_file_names(new.files.keys())
+        if self._statistics and STATISTICS not in new.files:
+            raise without_statistics()
         check_digests({name: digest for name, digest in new.files.items() if digest.sha256})
         if (total := _total(new.files)) > self._max_bytes:
             raise CheckpointRefused(
@@ -133,14 +149,17 @@ class Admission:
         return admitted
 
     def _check_checkpoint(self, path: Path, submission_id: str) -> dict[str, RowCounts]:
-        submission = self._ledger.get(submission_id)
-        return check_against_plan(
-            open_checkpoint(path, self.limits),
+        submission, checkpoint = self._ledger.get(submission_id), open_checkpoint(path, self.limits)
+        common_rows = check_against_plan(
+            checkpoint,
             self._plan,
             ignore=self._settings.ignore,
             partial=submission.partial,
             vocab=submission.vocab,
         )
+        if self._statistics:
+            check_statistics(checkpoint, self._plan, self._statistics, submission.vocab, self.limits.header_bytes)
+        return common_rows
 
 
 def _total(files: Mapping[str, FileDigest]) -> int:

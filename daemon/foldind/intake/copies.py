@@ -118,6 +118,11 @@ class Copies:
         self._admission = admission
         self._received = received
 
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether statistics beside a checkpoint are to be among the files."""
+        return self._admission.reads_statistics
+
     def take(
         self,
         sources: Mapping[str, Source],

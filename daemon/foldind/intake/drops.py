@@ -19,12 +19,14 @@ from foldind.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     INDEX,
     SINGLE,
+    STATISTICS,
     Limits,
     check_file_names,
     choose_files,
     read_index,
 )
 from foldind.checkpoints.header import read_open_header
+from foldind.checkpoints.statistics import without_statistics
 from foldind.errors import CheckpointIncomplete, CheckpointRefused, InvalidRequest
 from foldind.intake.admission import RESERVED_REQUESTS
 from foldind.intake.copies import Source, Stamp, lies_under, look_at, open_source
@@ -136,7 +138,7 @@ def shown(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def judge(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> Verdict:
+def judge(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits, *, statistics: bool = False) -> Verdict:
     """Say what a drop is.
 
     Args:
@@ -144,13 +146,19 @@ def judge(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> Ve
       sight: as it was observed.
       roots: folders that links may lead into.
       limits: what is larger is refused unread.
+      statistics: whether it has to have statistics beside it.
 
     Raises:
       SourceChanged: it is not what was observed any more.
       OSError: EIO, EMFILE and the like: nothing that the drop could help.
     """
     try:
-        return Ready(_folder(path, sight, roots, limits) if sight.is_folder else _file(path, roots, limits))
+        if sight.is_folder:
+            return Ready(_folder(path, sight, roots, limits, statistics))
+        found = _file(path, roots, limits)
+        if statistics:
+            raise without_statistics()
+        return Ready(found)
     except CheckpointIncomplete as error:
         return Growing(error.reason)
     except (CheckpointRefused, InvalidRequest) as error:
@@ -168,12 +176,12 @@ def _file(path: Path, roots: Sequence[Path], limits: Limits) -> dict[str, Source
     return {SINGLE: source}
 
 
-def _folder(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> dict[str, Source]:
+def _folder(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits, statistics: bool) -> dict[str, Source]:
     _resolve(path, roots)
     names = [name for name, _ in sight.stamps if name and not name.endswith(_TARGET)]
     if len(names) + 1 >= MAX_ENTRIES:
         raise CheckpointRefused(f"{path.name!r} holds {MAX_ENTRIES} files or more", "drop a folder of one checkpoint")
-    chosen = choose_files(names)
+    chosen = choose_files(names, statistics=statistics)
     if not chosen:
         if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, "may not be read", str(path))
@@ -185,6 +193,8 @@ def _folder(path: Path, sight: Sight, roots: Sequence[Path], limits: Limits) -> 
     if chosen[0] == ADAPTER_CONFIG:
         _check_adapter(path, names, roots)
     check_file_names(chosen)
+    if statistics and STATISTICS not in chosen:
+        raise CheckpointIncomplete((lacking := without_statistics()).reason, lacking.hint)
     sources = {name: _source(path / name, roots) for name in chosen}
     for name in chosen:
         if name.endswith(_WEIGHTS):

@@ -89,6 +89,7 @@ class Inbox:
         self._settings = settings
         self._changes = changes
         self._roots: Sequence[Path] = (self._path, *settings.allowed_roots)
+        self._statistics = copies.reads_statistics
         self._reception = Reception(self._path, self._roots, ledger, copies, settings.inbox_vocab)
         self._drops: dict[str, _Drop] = {}
         self._stopping = threading.Event()
@@ -268,7 +269,7 @@ class Inbox:
             drop.awaited = self._reception.find(drop.sight)
             if drop.awaited:
                 return  # filed at a later look, after all that may be links to it were found too
-            drop.verdict = judge(path, drop.sight, self._roots, self._limits)
+            drop.verdict = judge(path, drop.sight, self._roots, self._limits, statistics=self._statistics)
         quiet = self._settings.inbox_stale
         match drop.verdict:
             case Ready() as ready:

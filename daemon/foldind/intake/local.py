@@ -49,7 +49,7 @@ class LocalPaths:
     def _submit(self, path: str, description: NewSubmission) -> Submission:
         if "\0" in path:
             raise InvalidRequest("a path with a zero byte in it leads nowhere", "check the path")
-        found = find_checkpoint(self._allowed(path))
+        found = find_checkpoint(self._allowed(path), statistics=self._copies.reads_statistics)
         real = {name: self._allowed(str(source)) for name, source in found.items()}  # links may lead elsewhere
         sources = {name: look_at(source) for name, source in real.items()}
         return self._copies.take(sources, self._settings.allowed_roots, description, self._record)
@@ -78,11 +78,15 @@ class LocalPaths:
         return real
 
 
-def find_checkpoint(path: Path) -> dict[str, Path]:
+def find_checkpoint(path: Path, *, statistics: bool = False) -> dict[str, Path]:
     """Return the files that make the checkpoint at a path, by the names they are handed in under.
 
     A file is model.safetensors. A folder's checkpoint is its adapter, else its model.safetensors, else its index and
     the shards that it names.
+
+    Args:
+      path: of a file or a folder.
+      statistics: whether those in the folder are wanted too.
 
     Raises:
       CheckpointRefused: they cannot be a checkpoint.
@@ -92,7 +96,7 @@ def find_checkpoint(path: Path) -> dict[str, Path]:
         if path.suffix != ".safetensors":
             check_file_names([path.name])
         return {SINGLE: path}
-    names = choose_files([entry.name for entry in path.iterdir() if entry.is_file()])
+    names = choose_files([entry.name for entry in path.iterdir() if entry.is_file()], statistics=statistics)
     if not names:
         raise InvalidRequest(f"{path} holds neither {SINGLE} nor {INDEX}", "save the model with save_pretrained(...)")
     check_file_names(names)

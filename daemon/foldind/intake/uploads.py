@@ -9,12 +9,13 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import Counter
 
 from foldind.errors import Busy, DigestMismatch, InvalidRequest, NotFound, OutOfRoom, WrongState
-from foldind.intake.admission import Admission, check_digests
+from foldind.intake.admission import Admission, check_digests, content_digest
 from foldind.logs import about
 from foldind.state.durable import FileDigest, digest_file, is_disk_trouble, make_folder, preallocate, sync, write_at
 from foldind.state.folder import StateFolder
@@ -124,10 +125,14 @@ class Uploads:
         Raises:
           InvalidRequest, CheckpointRefused, Conflict, OutOfRoom: as the contract says.
         """
+        announced, files = new.files.keys(), self._admission.wanted(new.files)
+        new = replace(new, files=files, content_digest=content_digest(files))
         self._admission.check_announced(new)
         submission = await asyncio.to_thread(self._ledger.create, new)
         if submission.state is not SubmissionState.RECEIVING:
             return submission, {}
+        if left_out := announced - files.keys():
+            about(log, submission.id).info("%s is left out: the merge rule does not read it", *left_out)
         upload = await self._upload(submission.id)
         return submission, upload.missing()
 
@@ -181,6 +186,7 @@ class Uploads:
         if submission.state is not SubmissionState.RECEIVING:
             return submission
         upload = await self._upload(submission_id)
+        files = self._admission.wanted(files)
         if sizes(files) != sizes(upload.files):
             raise InvalidRequest("the files are not those announced", "commit those, with the sizes announced")
         check_digests(files)

@@ -6,10 +6,13 @@ A rule's functions are in registry.py.
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Shape = tuple[int, ...]
 Value = float | str
+Statistics = Literal["", "like", "gram"]
+"""What submissions have to say about themselves, tensor by tensor: nothing; non-negative values of the tensor's shape;
+or, of linear layers of (m, n), the Gram matrix of their inputs, (n, n)."""
 
 ACCUMULATED = "accumulated"
 """The slot that every rule has: a sum of what was folded, S, or what stands for it."""
@@ -59,6 +62,8 @@ class Entry(NamedTuple):
     """Whether the embeddings of tokens are projected too, each by itself, which leaves no low rank in them."""
     whole: bool = False
     """Whether a fold needs whole tensors, and not rows of them."""
+    statistics: Statistics = ""
+    """What it asks of submissions besides their tensors."""
 
     @property
     def all_slots(self) -> tuple[str, ...]:
@@ -89,6 +94,8 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
         "magmax": Entry({}, "scale:0.5"),
         "iso": Entry({}, "iso:1.0"),
         "regression": Entry({}, "regression", {"eps": 0.3}, (), ("moment",), ("gram",), whole=True),
+        "fisher": Entry({"floor": 1e-6}, "fisher", {}, ("weight",), statistics="like"),
+        "regmean": Entry({"shrink": 0.9}, "regmean", {}, (), ("moment",), ("gram",), whole=True, statistics="gram"),
         "model_stock": Entry({}, "model_stock", {}, ("directions",), whole=True),
     }
 )

@@ -4,7 +4,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-from foldind.merging import breadcrumbs, dare, foldin, magmax, model_stock, publications, regression, ties
+from foldind.merging import (
+    breadcrumbs,
+    dare,
+    fisher,
+    foldin,
+    magmax,
+    model_stock,
+    publications,
+    regmean,
+    regression,
+    ties,
+)
 from foldind.merging.additive import task_vector_sum
 from foldind.merging.backend import TORCH, Backend
 from foldind.merging.basis import decompose, large_side_rows, small_side
@@ -24,6 +35,8 @@ ACCUMULATIONS: Mapping[str, Callable[..., Accumulation]] = MappingProxyType(
         "magmax": magmax.accumulation,
         "iso": task_vector_sum,
         "regression": regression.accumulation,
+        "fisher": fisher.accumulation,
+        "regmean": regmean.accumulation,
         "model_stock": model_stock.accumulation,
     }
 )
@@ -41,6 +54,8 @@ PUBLICATIONS: Mapping[str, Callable[..., Publication]] = MappingProxyType(
         "foldin": foldin.publication,
         "ties": ties.publication,
         "regression": regression.publication,
+        "fisher": fisher.publication,
+        "regmean": regmean.publication,
         "model_stock": model_stock.publication,
     }
 )

@@ -56,6 +56,9 @@ class Step(NamedTuple):
     """Whether it is the weight of a linear layer."""
     seed: int
     """Of whatever is random; another one for every submission, tensor and row block, and the same one again."""
+    statistics: Tensor | None = None
+    """What the submission says of it, float32: the same rows of what is shaped like it, or of a linear layer the Gram
+    matrix of its inputs, (n, n). None: nothing, or the rule asks for nothing."""
     table: bool = False
     """Whether its rows are the embeddings of tokens."""
 

@@ -9,7 +9,7 @@ from foldin.v1.submissions_pb2_grpc import SubmissionServiceServicer
 
 from foldind.changes import Changes
 from foldind.errors import ShuttingDown
-from foldind.intake.admission import check_request_id, content_digest
+from foldind.intake.admission import check_request_id
 from foldind.intake.local import LocalPaths
 from foldind.intake.uploads import CHUNK_BYTES, Uploads
 from foldind.logs import about
@@ -49,14 +49,13 @@ class SubmissionServicer(SubmissionServiceServicer):
         check_request_id(request.request_id)
         submission, missing = await self._uploads.create(
             NewSubmission(
-                files=(files := file_digests(request.files)),
+                files=file_digests(request.files),
                 name=request.name,
                 labels=dict(request.labels),
                 request_id=request.request_id,
                 partial=request.partial,
                 vocab=vocab_policy(request.vocab),
                 forced=request.force,
-                content_digest=content_digest(files),
             )
         )
         return pb.CreateSubmissionResponse(

@@ -22,6 +22,7 @@ from foldind.worker.messages import FoldRequest, Progress, Report, TensorStatist
 from foldind.worker.ordered import Parallelism
 from foldind.worker.places import choose_places
 from foldind.worker.taskvectors import not_finite, open_task_vectors
+from foldind.worker.taskvectors.statistics import Statistics
 
 
 class Accumulation(NamedTuple):
@@ -45,16 +46,28 @@ def accumulate(
     rule: Rule,
     base: Checkpoint,
     submission: Checkpoint,
+    statistics: Checkpoint | None,
     parallelism: Parallelism,
     report: Report,
 ) -> Accumulation:
-    """Write the new state. Raises as `fold_submission`."""
-    statistics: list[TensorStatistics] = []
+    """Write the new state. Raises as `fold_submission`.
+
+    Args:
+      request: what is asked.
+      plan: of the base.
+      rule: the merge rule.
+      base: the base.
+      submission: the checkpoint handed in.
+      statistics: that lie beside it; None: the rule asks for none.
+      parallelism: how much is done at once.
+      report: told of each tensor.
+    """
+    told: list[TensorStatistics] = []
     norms: list[float] = []
     folded: list[FoldedBlock] = []
     records: dict[str, list[TensorRecord]] = {}
     scratch = Path(request.state_folder)
-    slots = CATALOG[rule.name].all_slots
+    slots, kind = CATALOG[rule.name].all_slots, CATALOG[rule.name].statistics
     with ExitStack() as stack:
         old: AccumulatedState | None = None
         old_records: Records | None = {}
@@ -62,12 +75,24 @@ def accumulate(
             old = stack.enter_context(AccumulatedState(Path(request.accumulated), slots))
             old_records = read_records(Path(request.accumulated))
         task_vectors = stack.enter_context(open_task_vectors(plan, base, submission, request.vocab))
+        weights: Statistics | None = None
+        if kind and statistics:
+            weights = stack.enter_context(Statistics(plan, statistics, kind, request.vocab))
         factored = rule.accumulation.fold_factored is not None
-        places = list(choose_places(plan, rule.name, factored, old, task_vectors, request.max_rank))
+        places = list(choose_places(plan, rule.name, factored, old, task_vectors, weights, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places, slots))
         tables = token_embeddings(plan)
         folding = Folding(
-            rule, tables, task_vectors, old, Path(request.bases), scratch, request.seed, request.max_rank, parallelism
+            rule,
+            tables,
+            task_vectors,
+            old,
+            Path(request.bases),
+            scratch,
+            request.seed,
+            request.max_rank,
+            weights,
+            parallelism,
         )
         results = stack.enter_context(closing(folding.results(places)))
         for number, place in enumerate(places):
@@ -84,7 +109,7 @@ def accumulate(
                 parts.append(figures)
                 matrices.setdefault(part.matrix, []).append(figures)
             folded += parts
-            statistics.append(_statistics(place.tensor, parts))
+            told.append(_statistics(place.tensor, parts))
             norms.append(math.hypot(*(part.accumulated_norm for part in parts)))
             if old_records is not None and matrices:
                 nothing = TensorRecord(0, 0.0, 0.0, 0.0, place.tensor.name in tables)
@@ -99,7 +124,7 @@ def accumulate(
         if old_records is not None:
             files[RECORDS] = write_records(scratch, records)
         return Accumulation(
-            tuple(statistics),
+            tuple(told),
             norm,
             math.hypot(*(part.dropped_squared**0.5 for part in folded)),
             sum(part.basis_computed for part in folded),

@@ -42,6 +42,8 @@ class Block(NamedTuple):
         if not (self.basis_file and rule.projects):
             slots = 1 + len(rule.slots) + bool(self.basis_file) * len(rule.matrix_slots)
             squares = 32 * self.tensor.shape[-1] ** 2 if rule.square_slots and self.basis_file else 0
+            squares *= 1 + (rule.statistics == "gram")  # which are checked in float64
+            slots += rule.statistics == "like"
             # In float32 tau, and every slot before and after; where whole tensors are needed what is computed of them.
             return 4 * elements * (3 + 2 * slots + 4 * rule.whole) + squares
         m, n = self.tensor.shape[-2:]

@@ -4,12 +4,15 @@ Two passes: accumulate.py writes the new state, and then publish.py what is publ
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.statistics import open_statistics
 from foldind.errors import CheckpointRefused, StateError
 from foldind.merging.backend import BACKENDS
+from foldind.merging.catalog import CATALOG
 from foldind.merging.registry import make_rule
 from foldind.merging.rule import Record
 from foldind.worker.accumulate import accumulate
@@ -29,9 +32,11 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
     plan = Plan.from_json(Path(request.plan).read_bytes())
     rule = make_rule(request.rule, request.hyper_parameters, request.publication, BACKENDS[request.backend])
     base = open_base(Path(request.base))
-    submission = _open_admitted(Path(request.submission))
+    submission = _open_admitted(open_checkpoint, Path(request.submission))
+    kind = CATALOG[rule.name].statistics
+    statistics = _open_admitted(open_statistics, Path(request.submission)) if kind else None
 
-    accumulation = accumulate(request, plan, rule, base, submission, parallelism, report)
+    accumulation = accumulate(request, plan, rule, base, submission, statistics, parallelism, report)
     task_vector_norm = math.hypot(*(tensor.task_vector_norm for tensor in accumulation.tensors))
     if task_vector_norm == 0:
         raise CheckpointRefused("it equals the base: there is nothing to merge", "submit the fine-tuned checkpoint")
@@ -72,8 +77,8 @@ def _publish_request(request: FoldRequest, record: Record) -> PublishRequest:
     )
 
 
-def _open_admitted(folder: Path) -> Checkpoint:
+def _open_admitted(read: Callable[[Path], Checkpoint], folder: Path) -> Checkpoint:
     try:
-        return open_checkpoint(folder)
+        return read(folder)
     except CheckpointRefused as error:  # it was in order when it was acknowledged: no reason to forget it
         raise StateError(f"the daemon's copy of it is damaged: {error.reason}", "see `foldind fsck`") from error

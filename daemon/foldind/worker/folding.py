@@ -19,6 +19,7 @@ from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, block_shap
 from foldind.worker.large import fold_large, write_large_basis
 from foldind.worker.ordered import Parallelism, ordered_map
 from foldind.worker.taskvectors.contract import TaskVectors
+from foldind.worker.taskvectors.statistics import Statistics
 
 Part = Block | FactoredMatrix
 
@@ -35,6 +36,7 @@ class Folding:
       scratch: an existing folder for files that are removed again.
       seed: of whatever is random, the submission's own.
       max_rank: that factors may have; 0: any.
+      statistics: of the submission; None: the rule asks for none.
       parallelism: how much is done at once.
     """
 
@@ -48,6 +50,7 @@ class Folding:
         scratch: Path,
         seed: str,
         max_rank: int,
+        statistics: Statistics | None,
         parallelism: Parallelism,
     ):
         self._rule = rule
@@ -59,6 +62,7 @@ class Folding:
         self._bases = bases
         self._scratch = scratch
         self._max_rank = max_rank
+        self._statistics = statistics
         self._parallelism = parallelism
 
     def parts_of(self, number: int, place: Place) -> Iterator[Part]:
@@ -128,7 +132,15 @@ class Folding:
     def _step(self, block: Block) -> Step:
         first = block.rows[0] if block.rows else 0
         digest = sha256(f"{self._seed} {block.tensor.name} {first}".encode()).digest()
-        return Step(bool(block.basis_file), int.from_bytes(digest[:8]) >> 1, block.tensor.name in self._tables)
+        statistics = self._statistics.read(block.tensor, block.rows) if self._statistics else None
+        if statistics is not None and block.basis_file:
+            statistics = statistics.flatten(0, -2)
+        return Step(
+            bool(block.basis_file),
+            int.from_bytes(digest[:8]) >> 1,
+            statistics,
+            block.tensor.name in self._tables,
+        )
 
     def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
         tensor = matrix.tensor

@@ -10,10 +10,17 @@ from foldind.merging.catalog import CATALOG, slot_shapes
 from foldind.state.accumulators import AccumulatedState, Place, factored_bytes
 from foldind.state.layout import Representation
 from foldind.worker.taskvectors.contract import TaskVectors
+from foldind.worker.taskvectors.statistics import Statistics
 
 
 def choose_places(
-    plan: Plan, rule: str, factored: bool, old: AccumulatedState | None, task_vectors: TaskVectors, max_rank: int
+    plan: Plan,
+    rule: str,
+    factored: bool,
+    old: AccumulatedState | None,
+    task_vectors: TaskVectors,
+    statistics: Statistics | None,
+    max_rank: int,
 ) -> Iterator[Place]:
     """Yield where each folded tensor goes, in order.
 
@@ -26,12 +33,13 @@ def choose_places(
       factored: whether that keeps what is of low rank as factors.
       old: the state that is folded into; None before the first merge.
       task_vectors: of the submission.
+      statistics: of the submission, which are merged of what it did not change too; None: the rule asks for none.
       max_rank: that factors may have; 0: any.
     """
     tables = token_embeddings(plan) if CATALOG[rule].tables else frozenset()
     for tensor in plan.folded:
         rank = _rank(tensor, old, task_vectors)
-        if rank == 0:
+        if rank == 0 and not (statistics and statistics.has(tensor)):
             yield Place(tensor, Representation.ZERO, 0, {})
             continue
         if rank and factored and len(tensor.shape) == 2 and tensor.name not in tables:
