@@ -13,7 +13,7 @@ from foldin.checkpoint import find_checkpoint
 from foldin.connection import WHOLE_CHECKPOINT, Connection
 from foldin.decoding import snapshot_of, submission_of, vocab_in_contract
 from foldin.download import adapter_files, pull
-from foldin.errors import DataLoss, InvalidArgument
+from foldin.errors import InvalidArgument
 from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission
 from foldin.preparation import prepared
 from foldin.recipe import read_recipe
@@ -69,6 +69,7 @@ class Client:
         partial: bool = False,
         vocab: str = VocabPolicy.SAME,
         force: bool = False,
+        take_out: bool = False,
         wait: bool = False,
         compress: str | None = None,
         base: str | Path | None = None,
@@ -89,6 +90,7 @@ class Client:
           vocab: "common": of token embeddings and output layers whose vocabulary has another size than the base's, the
             rows that both have are folded; "same": they are refused.
           force: take content that is queued or merged already as a submission of its own.
+          take_out: it is merged, and is to be taken out again; where the daemon's merge rule allows it.
           wait: return once it is merged.
           compress: "ternary" or "int8": what differs from the base is sent, with losses; None: the checkpoint is.
           base: with compress, the base that it was fine-tuned from: a .safetensors file or a folder.
@@ -104,7 +106,7 @@ class Client:
           InvalidArgument: there is no such vocab, or compress, base and density do not go together.
           Refused: with wait, it was not merged.
         """
-        terms = Terms(name or "", labels, request_id or "", partial, force, vocab_policy(vocab))
+        terms = Terms(name or "", labels, request_id or "", partial, force, vocab_policy(vocab), take_out)
         recipe = read_recipe(compress, base, density)
         tell = on_progress or _ignore
         with prepared(find_checkpoint(path), recipe, partial, tell) as files:
@@ -266,12 +268,7 @@ class Client:
           InvalidArgument: the merge rule has no such publication, or the alias cannot be one.
           FailedPrecondition: nothing is merged.
         """
-        request = snapshots_pb2.PublishRequest(publication=publication, alias=alias)
-        for message in self._connection.stream(self._connection.snapshots.Publish, request):
-            if message.HasField("snapshot"):
-                return snapshot_of(message.snapshot)
-            (on_progress or _ignore)(Progress(message.stage, message.done, message.total, message.tensor))
-        raise DataLoss("the daemon ended the answer without the new version.")
+        return following.publish(self._connection, publication, alias, on_progress or _ignore)
 
     def rollback(self, version: int | None = None) -> Rollback:
         """Undo the newest version.

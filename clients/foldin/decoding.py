@@ -32,6 +32,8 @@ def submission_of(message: submissions_pb2.Submission) -> Submission:
         common_rows=tuple(
             CommonRows(rows.tensor, rows.folded, rows.submission, rows.base) for rows in message.common_rows
         ),
+        takes_out=message.takes_out,
+        took_out=message.took_out,
         history=tuple(
             SubmissionEvent(_utc(event.at), _submission_state(event.state), event.detail) for event in message.history
         ),

@@ -5,7 +5,7 @@ from typing import Any
 
 from foldin.connection import Connection, is_outage
 from foldin.decoding import snapshot_of, submission_of
-from foldin.errors import FoldinError, Refused, ServerUnavailable
+from foldin.errors import DataLoss, FoldinError, Refused, ServerUnavailable
 from foldin.models import Progress, Snapshot, Submission
 from foldin.v1 import snapshots_pb2, submissions_pb2
 
@@ -46,6 +46,16 @@ def watch_alias(connection: Connection, alias: str) -> Iterator[Snapshot]:
         if message.version != last:
             yield snapshot_of(message)
         last = message.version
+
+
+def publish(connection: Connection, publication: str, alias: str, on_progress: Callable[[Progress], None]) -> Snapshot:
+    """Have the newest state published in another way, and return the new version once it is there."""
+    request = snapshots_pb2.PublishRequest(publication=publication, alias=alias)
+    for message in connection.stream(connection.snapshots.Publish, request):
+        if message.HasField("snapshot"):
+            return snapshot_of(message.snapshot)
+        on_progress(Progress(message.stage, message.done, message.total, message.tensor))
+    raise DataLoss("the daemon ended the answer without the new version.")
 
 
 def _endless(connection: Connection, method: Callable[..., Any], request: object) -> Iterator[Any]:

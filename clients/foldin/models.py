@@ -93,6 +93,8 @@ class Submission:
       content_digest: SHA-256 over the digests of its files; empty until known.
       vocab: what is done if its vocabulary has another size than the base's; a name of VocabPolicy.
       common_rows: where it has, the tensors of which the common rows are folded; empty until it is QUEUED.
+      takes_out: whether it was handed in to be taken out of what is merged.
+      took_out: the submission that it took out, or is about to; empty before it is MERGING.
       history: what happened to it, oldest first; only where one submission was asked for.
     """
 
@@ -111,6 +113,8 @@ class Submission:
     files: tuple[File, ...]
     vocab: str = VocabPolicy.SAME
     common_rows: tuple[CommonRows, ...] = ()
+    takes_out: bool = False
+    took_out: str = ""
     history: tuple[SubmissionEvent, ...] = ()
 
     @property
@@ -128,6 +132,8 @@ class Submission:
         """What became of it, as a sentence."""
         title = f"submission {self.id}" + (f" ({self.name})" if self.name else "")
         match self.state:
+            case SubmissionState.MERGED if self.takes_out:
+                return f"{title} took out {self.took_out}: v{self.version} and later versions are without it."
             case SubmissionState.MERGED:
                 return f"{title} is merged: v{self.version} and later versions contain it."
             case SubmissionState.QUARANTINED:
@@ -155,6 +161,8 @@ class Submission:
             "files": [file.to_json() for file in self.files],
             "vocab": str(self.vocab),
             "common_rows": [rows.to_json() for rows in self.common_rows],
+            "takes_out": self.takes_out,
+            "took_out": self.took_out,
         }
         if self.history:
             document["history"] = [event.to_json() for event in self.history]

@@ -36,6 +36,7 @@ class Terms:
     partial: bool = False
     force: bool = False
     vocab: VocabPolicy = VocabPolicy.SAME
+    take_out: bool = False
 
 
 def upload(
@@ -67,6 +68,7 @@ def upload(
         partial=terms.partial,
         force=terms.force,
         vocab=vocab_in_contract(terms.vocab),
+        take_out=terms.take_out,
     )
     patience = connection.patience()
     repairs = 0

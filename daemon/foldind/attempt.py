@@ -94,6 +94,7 @@ class Attempts:
             submission=str(self._folder.submission(attempt.submission.id)),
             vocab=attempt.submission.vocab,
             seed=attempt.submission.content_digest,
+            take_out=attempt.submission.takes_out,
             accumulated=str(self._folder.accumulated(head.version)) if head else "",
             bases=str(attempt.bases),
             submissions=head.submissions if head else 0,
@@ -117,7 +118,7 @@ class Attempts:
             companion_files(self._folder.base) if has_model else (),
             cards=model_cards(
                 attempt.number,
-                submission.name,
+                f"without {submission.name}" if submission.takes_out else submission.name,
                 ancestors,
                 result,
                 submissions=result.submissions,

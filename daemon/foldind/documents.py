@@ -45,6 +45,7 @@ def manifest(
             "labels": dict(sorted(submission.labels.items())),
             "content_digest": submission.content_digest,
             "partial": submission.partial,
+            **({"takes_out": True} if submission.takes_out else {}),
             **({"common_rows": common_rows(submission)} if submission.common_rows else {}),
         },
         "submissions": result.submissions,

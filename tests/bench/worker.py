@@ -117,6 +117,7 @@ def fold(
             submission=str(submission),
             vocab=VocabPolicy.SAME,
             seed="",
+            take_out=False,
             accumulated=str(before[0]) if before else "",
             bases=str(bases or place),
             submissions=before[1].submissions if before else 0,

@@ -108,6 +108,7 @@ class Stream:
                 submission=str(submission),
                 vocab=vocab,
                 seed=submission.name,
+                take_out=False,
                 accumulated=str(self.merged_state) if last else "",
                 bases=str(self.bases),
                 submissions=last.submissions if last else 0,

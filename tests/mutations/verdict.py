@@ -88,6 +88,7 @@ def _submit(root: Path, base: Base, submission: Path, *, partial: bool) -> None:
         submission=str(submission),
         vocab=VocabPolicy.SAME,
         seed="",
+        take_out=False,
         accumulated="",
         bases=str(root / "bases"),
         submissions=0,

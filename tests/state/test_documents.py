@@ -39,6 +39,8 @@ def submission(
         vocab=VocabPolicy.COMMON if common_rows else VocabPolicy.SAME,
         common_rows=common_rows or {},
         forced=False,
+        takes_out=False,
+        took_out="",
         attempts=2,
         content_digest="c" * 64,
         created_at=1234567890.5,

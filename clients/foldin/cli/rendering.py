@@ -49,6 +49,7 @@ def print_submission(submission: Submission) -> None:
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(submission.labels.items()))),
         ("partial", "yes" if submission.partial else ""),
         ("vocab", submission.vocab if submission.vocab != VocabPolicy.SAME else ""),
+        ("takes out", submission.took_out or ("what has its content" if submission.takes_out else "")),
         ("attempts", str(submission.attempts or "")),
         ("created (UTC)", _moment(submission.created_at)),
         ("updated (UTC)", _moment(submission.updated_at)),

@@ -44,6 +44,14 @@ def submit(
     force: Annotated[
         bool, typer.Option("--force", help="Take content that is queued or merged already once more.")
     ] = False,
+    take_out: Annotated[
+        bool,
+        typer.Option(
+            "--take-out",
+            help="It is merged, and is to be taken out again: the merged model becomes what it would be without it. "
+            "Where the merge rule allows it; `foldin rollback` undoes the newest version by any rule.",
+        ),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return once it is merged or refused.")] = False,
     on_server: Annotated[
         bool, typer.Option("--on-server", help="PATH is absolute and on the daemon's machine; nothing is sent.")
@@ -86,6 +94,8 @@ def submit(
     """
     if on_server and compress:
         raise typer.BadParameter("nothing is sent with --on-server, so there is nothing to compress.")
+    if on_server and take_out:
+        raise typer.BadParameter("what is to be taken out is sent: leave --on-server away.")
     labels = read_labels(label or [])
     again = "Run the same command again: it goes on where this one stopped."
     with connected(server, as_json, after_interrupt=again) as client:
@@ -111,6 +121,7 @@ def submit(
                     partial=partial,
                     vocab=vocab,
                     force=force,
+                    take_out=take_out,
                     compress=compress,
                     base=base,
                     density=density,
@@ -222,6 +233,7 @@ COMMANDS = (
             "foldin submit runs/task-19 --compress ternary --density 0.1 --base models/base",
             "foldin submit runs/more-tokens --vocab common",
             "foldin submit /mnt/share/task-17 --on-server",
+            "foldin submit runs/task-17 --take-out --wait",
         ),
     ),
     ("status", status, examples("foldin status ID", "foldin status ID --json | jq .version")),

@@ -49,7 +49,7 @@ class FileSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class CreateSubmissionRequest(_message.Message):
-    __slots__ = ("files", "name", "labels", "request_id", "partial", "force", "vocab")
+    __slots__ = ("files", "name", "labels", "request_id", "partial", "force", "vocab", "take_out")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class CreateSubmissionRequest(_message.Message):
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_FIELD_NUMBER: _ClassVar[int]
+    TAKE_OUT_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[FileSpec]
     name: str
     labels: _containers.ScalarMap[str, str]
@@ -71,7 +72,8 @@ class CreateSubmissionRequest(_message.Message):
     partial: bool
     force: bool
     vocab: VocabPolicy
-    def __init__(self, files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., partial: bool = ..., force: bool = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ...) -> None: ...
+    take_out: bool
+    def __init__(self, files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., partial: bool = ..., force: bool = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ..., take_out: bool = ...) -> None: ...
 
 class CreateSubmissionResponse(_message.Message):
     __slots__ = ("submission", "missing", "chunk_size")
@@ -161,7 +163,7 @@ class SubmitPathResponse(_message.Message):
     def __init__(self, submission: _Optional[_Union[Submission, _Mapping]] = ...) -> None: ...
 
 class Submission(_message.Message):
-    __slots__ = ("id", "name", "labels", "state", "reason", "version", "files", "partial", "attempts", "created_at", "updated_at", "progress", "content_digest", "history", "vocab", "common_rows")
+    __slots__ = ("id", "name", "labels", "state", "reason", "version", "files", "partial", "attempts", "created_at", "updated_at", "progress", "content_digest", "history", "vocab", "common_rows", "takes_out", "took_out")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +187,8 @@ class Submission(_message.Message):
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     VOCAB_FIELD_NUMBER: _ClassVar[int]
     COMMON_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_OUT_FIELD_NUMBER: _ClassVar[int]
+    TOOK_OUT_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     labels: _containers.ScalarMap[str, str]
@@ -201,7 +205,9 @@ class Submission(_message.Message):
     history: _containers.RepeatedCompositeFieldContainer[SubmissionEvent]
     vocab: VocabPolicy
     common_rows: _containers.RepeatedCompositeFieldContainer[CommonRows]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SubmissionState, str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., partial: bool = ..., attempts: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., content_digest: _Optional[str] = ..., history: _Optional[_Iterable[_Union[SubmissionEvent, _Mapping]]] = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ..., common_rows: _Optional[_Iterable[_Union[CommonRows, _Mapping]]] = ...) -> None: ...
+    takes_out: bool
+    took_out: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SubmissionState, str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[FileSpec, _Mapping]]] = ..., partial: bool = ..., attempts: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., content_digest: _Optional[str] = ..., history: _Optional[_Iterable[_Union[SubmissionEvent, _Mapping]]] = ..., vocab: _Optional[_Union[VocabPolicy, str]] = ..., common_rows: _Optional[_Iterable[_Union[CommonRows, _Mapping]]] = ..., takes_out: bool = ..., took_out: _Optional[str] = ...) -> None: ...
 
 class CommonRows(_message.Message):
     __slots__ = ("tensor", "folded", "submission", "base")

@@ -92,6 +92,7 @@ class Stream:
             submission=str(task.checkpoint.absolute()),
             vocab=VocabPolicy.SAME,
             seed=task.digest,
+            take_out=False,
             accumulated=str(self._state) if last else "",
             bases=str(self._bases),
             submissions=last.submissions if last else 0,

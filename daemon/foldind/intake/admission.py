@@ -14,7 +14,7 @@ from foldind.checkpoints.plan import Plan
 from foldind.checkpoints.statistics import check_statistics, statistics_plan, without_statistics
 from foldind.checkpoints.vocabulary import RowCounts
 from foldind.config import MergeSettings, ServeSettings
-from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom
+from foldind.errors import CheckpointRefused, InvalidRequest, OutOfRoom, WrongState
 from foldind.logs import about
 from foldind.merging.catalog import CATALOG
 from foldind.state.durable import FileDigest, sync
@@ -71,6 +71,7 @@ class Admission:
         self.limits = submission_limits(plan)
         """Of headers and indexes."""
         self._statistics = CATALOG[merge.rule].statistics
+        self._additive = CATALOG[merge.rule].additive
         self._max_bytes = 2 * plan.float32_bytes + 1024**3
         if self._statistics:
             self._max_bytes += statistics_plan(plan, self._statistics).float32_bytes
@@ -97,6 +98,11 @@ class Admission:
                 f"{len(new.files)} files were announced", f"save the model in at most {MAX_FILES} shards"
             )
         check_file_names(new.files.keys())
+        if new.takes_out and not self._additive:
+            raise WrongState(
+                "what this merge rule merged cannot be taken out again",
+                "`foldin rollback` undoes the newest version; `foldind rules` tells which rules allow it",
+            )
         if self._statistics and STATISTICS not in new.files:
             raise without_statistics()
         check_digests({name: digest for name, digest in new.files.items() if digest.sha256})

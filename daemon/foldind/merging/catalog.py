@@ -64,6 +64,8 @@ class Entry(NamedTuple):
     """Whether a fold needs whole tensors, and not rows of them."""
     statistics: Statistics = ""
     """What it asks of submissions besides their tensors."""
+    additive: bool = True
+    """Whether what it keeps is a sum over the submissions, of which any can be taken out again."""
 
     @property
     def all_slots(self) -> tuple[str, ...]:
@@ -73,12 +75,15 @@ class Entry(NamedTuple):
 
 CATALOG: Mapping[str, Entry] = MappingProxyType(
     {
-        "opcm": Entry({"alpha": 0.5, "cross_blocks": "keep", "projection": "exact"}, "norm", projects=True),
+        "opcm": Entry(
+            {"alpha": 0.5, "cross_blocks": "keep", "projection": "exact"}, "norm", projects=True, additive=False
+        ),
         "foldin": Entry(
             {"alpha": 0.5, "cross_blocks": "keep"},
             "foldin",
             projects=True,
             tables=True,
+            additive=False,
         ),
         "average": Entry({}, "mean"),
         "task_arithmetic": Entry({}, "scale:0.3"),
@@ -91,7 +96,7 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
         ),
         "dare": Entry({"density": 0.5}, "scale:0.3"),
         "breadcrumbs": Entry({"density": 0.9, "outliers": 0.01}, "scale:0.3", whole=True),
-        "magmax": Entry({}, "scale:0.5"),
+        "magmax": Entry({}, "scale:0.5", additive=False),
         "iso": Entry({}, "iso:1.0"),
         "regression": Entry({}, "regression", {"eps": 0.3}, (), ("moment",), ("gram",), whole=True),
         "fisher": Entry({"floor": 1e-6}, "fisher", {}, ("weight",), statistics="like"),

@@ -39,6 +39,8 @@ def submission_message(
         ],
         partial=submission.partial,
         attempts=submission.attempts,
+        takes_out=submission.takes_out,
+        took_out=submission.took_out,
         created_at=_timestamp(submission.created_at),
         updated_at=_timestamp(submission.updated_at),
         content_digest=submission.content_digest,

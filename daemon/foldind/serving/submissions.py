@@ -56,6 +56,7 @@ class SubmissionServicer(SubmissionServiceServicer):
                 partial=request.partial,
                 vocab=vocab_policy(request.vocab),
                 forced=request.force,
+                takes_out=request.take_out,
             )
         )
         return pb.CreateSubmissionResponse(

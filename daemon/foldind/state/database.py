@@ -20,6 +20,8 @@ _UPGRADES = {
     3: (
         "ALTER TABLE versions ADD COLUMN publication TEXT NOT NULL DEFAULT 'norm'",
         "ALTER TABLE versions ADD COLUMN variant INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE submissions ADD COLUMN takes_out INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE submissions ADD COLUMN took_out TEXT NOT NULL DEFAULT ''",
     ),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""
@@ -39,6 +41,8 @@ CREATE TABLE submissions (
   vocab TEXT NOT NULL DEFAULT 'same',
   common_rows TEXT NOT NULL DEFAULT '{}', -- JSON object: tensor -> [rows in the submission, rows in the base]
   forced INTEGER NOT NULL,
+  takes_out INTEGER NOT NULL DEFAULT 0, -- whether it is to be taken out of what is merged
+  took_out TEXT NOT NULL DEFAULT '', -- id of the submission that it took out, or is about to
   uploaded INTEGER NOT NULL DEFAULT 1, -- whether its bytes arrive in chunks
   attempts INTEGER NOT NULL DEFAULT 0,
   content_digest TEXT NOT NULL DEFAULT '',

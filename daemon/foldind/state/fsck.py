@@ -1,7 +1,7 @@
 """Checking a state folder: every digest, and the ledger against the disk."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import open_checkpoint
@@ -50,17 +50,21 @@ def check_state(root: Path, report: Callable[[str], None]) -> list[str]:
         for version in versions.all():
             report(f"v{version.version}")
             findings += _check_version(folder, version)
-        findings += _check_lineage(versions)
+        merged = ledger.page(0, 10**9, [SubmissionState.MERGED])
+        findings += _check_lineage(
+            versions, {submission.id for submission in ledger.page(0, 10**9) if submission.takes_out}
+        )
         for submission in ledger.page(0, 10**9, NEEDS_BYTES):
             report(f"submission {submission.id}")
             findings += _check_files(folder.submission(submission.id), submission.files)
         holders = {version.version: version for version in versions.all()}
-        for submission in ledger.page(0, 10**9, [SubmissionState.MERGED]):
+        for submission in merged:
             holder = holders.get(submission.version)
             if holder is None or holder.submission_id != submission.id:
                 findings.append(f"submission {submission.id}: MERGED, and in no version")
+        taken_out = {submission.took_out for submission in merged}
         for version in holders.values():
-            if version.state is not VersionState.WITHDRAWN:
+            if version.state is not VersionState.WITHDRAWN and version.submission_id not in taken_out:
                 state = ledger.get(version.submission_id).state
                 if state is not SubmissionState.MERGED and not (
                     version.state is VersionState.PRUNED and state is SubmissionState.WITHDRAWN
@@ -115,16 +119,21 @@ def _check_files(folder: Path, files: Mapping[str, FileDigest]) -> Iterator[str]
             yield f"{folder / name}: its content (SHA-256) is not what was recorded"
 
 
-def _check_lineage(versions: Versions) -> Iterator[str]:
+def _check_lineage(versions: Versions, taking_out: Collection[str]) -> Iterator[str]:
     known = {version.version: version for version in versions.all()}
     head = versions.head()
     for version in known.values():
         parent = known.get(version.parent)
         if version.parent and (parent is None or parent.version >= version.version):
             yield f"v{version.version}: its parent v{version.parent} is no earlier version"
-        elif version.submissions != (parent.submissions if parent else 0) + (not version.variant):
-            wanted = "what its parent does" if version.variant else "one submission more than its parent"
-            yield f"v{version.version}: it does not hold {wanted}"
+        else:
+            change, wanted = 1, "one submission more than its parent"
+            if version.variant:
+                change, wanted = 0, "what its parent does"
+            elif version.submission_id in taking_out:
+                change, wanted = -1, "one submission less than its parent"
+            if version.submissions != (parent.submissions if parent else 0) + change:
+                yield f"v{version.version}: it does not hold {wanted}"
     if head and head.state is VersionState.WITHDRAWN:
         yield f"v{head.version}: `latest` names it, and it was withdrawn"
     for version in known.values():

@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.errors import Conflict, WrongState
@@ -31,6 +31,8 @@ class NewSubmission:
     partial: bool = False
     vocab: VocabPolicy = VocabPolicy.SAME
     forced: bool = False
+    takes_out: bool = False
+    """Whether it is to be taken out of what is merged."""
     content_digest: str = ""
     """Empty where the digests are not known yet."""
     uploaded: bool = True
@@ -59,13 +61,15 @@ class Ledger:
                 return known
             if new.content_digest:
                 # One that is taken by force joins its own broken upload, and nothing else.
-                known = None if new.forced else rows.with_content(connection, new.content_digest, *QUEUED_OR_MERGED)
+                alone = new.forced or new.takes_out
+                known = None if alone else rows.with_content(connection, new.content_digest, *QUEUED_OR_MERGED)
                 known = known or rows.arriving(
                     connection,
                     new.content_digest,
                     partial=new.partial,
                     vocab=new.vocab,
                     forced=new.forced,
+                    takes_out=new.takes_out,
                     uploaded=new.uploaded,
                 )
                 if known:
@@ -74,8 +78,8 @@ class Ledger:
             now = time.time()
             submission_id = f"{int(now * 1000):011x}{secrets.token_hex(4)}"
             connection.execute(
-                "INSERT INTO submissions (id, name, labels, state, files, partial, vocab, forced, uploaded,"
-                " content_digest, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO submissions (id, name, labels, state, files, partial, vocab, forced, takes_out,"
+                " uploaded, content_digest, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     submission_id,
                     new.name,
@@ -85,6 +89,7 @@ class Ledger:
                     new.partial,
                     new.vocab,
                     new.forced,
+                    new.takes_out,
                     new.uploaded,
                     new.content_digest,
                     now,
@@ -124,6 +129,8 @@ class Ledger:
             )
             if twin := rows.merged_otherwise(connection, submission, content_digest):
                 return twin
+            if submission.takes_out and rows.to_take_out(connection, submission, content_digest) is None:
+                return rows.existing(connection, submission_id)
             connection.execute(
                 "UPDATE submissions SET place = (SELECT coalesce(max(place), 0) + 1 FROM submissions) WHERE id = ?",
                 (submission_id,),
@@ -137,12 +144,18 @@ class Ledger:
         That is the one an interruption left MERGING, else the head of the queue.
         """
         with self._database.transaction() as connection:
-            submission = rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
+            while submission := rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
                 connection, "place = (SELECT min(place) FROM submissions WHERE state = ?)", QUEUED
-            )
-            if submission and submission.state is QUEUED:
-                rows.move(connection, submission.id, MERGING)
-            return submission
+            ):
+                if submission.takes_out:
+                    if (found := rows.to_take_out(connection, submission, submission.content_digest)) is None:
+                        continue
+                    connection.execute("UPDATE submissions SET took_out = ? WHERE id = ?", (found.id, submission.id))
+                    submission = replace(submission, took_out=found.id)
+                if submission.state is QUEUED:
+                    rows.move(connection, submission.id, MERGING)
+                return submission
+            return None
 
     def requeue(self, submission_id: str, detail: str) -> None:
         """Put a MERGING submission back to its place: the interruption was not its fault."""

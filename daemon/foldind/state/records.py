@@ -68,6 +68,10 @@ class Submission:
     common_rows: Mapping[str, RowCounts]
     """Tensors of which only the rows are folded that the base has too; none until they are known."""
     forced: bool
+    takes_out: bool
+    """Whether it is to be taken out of what is merged."""
+    took_out: str
+    """The submission that it took out, or is about to; empty before."""
     uploaded: bool
     """Whether its bytes arrive in chunks; else they are copied from the daemon's own file system."""
     attempts: int

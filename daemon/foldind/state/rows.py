@@ -86,9 +86,9 @@ def find_one(connection: sqlite3.Connection, condition: str, *values: object) ->
 
 
 def with_content(connection: sqlite3.Connection, content_digest: str, *states: SubmissionState) -> Submission | None:
-    """Return the oldest submission of a content in one of the states, if there is one."""
+    """Return the oldest submission of a content in one of the states, if there is one; none that takes it out."""
     marks = ", ".join("?" * len(states))
-    return find_one(connection, f"content_digest = ? AND state IN ({marks})", content_digest, *states)
+    return find_one(connection, f"content_digest = ? AND NOT takes_out AND state IN ({marks})", content_digest, *states)
 
 
 def arriving(
@@ -98,32 +98,63 @@ def arriving(
     partial: bool,
     vocab: VocabPolicy,
     forced: bool,
+    takes_out: bool,
     uploaded: bool,
 ) -> Submission | None:
     """Return the oldest one still arriving of a content that came and was described alike, if there is one."""
     return find_one(
         connection,
-        "content_digest = ? AND state = ? AND partial = ? AND vocab = ? AND forced >= ? AND uploaded = ?",
+        "content_digest = ? AND state = ? AND partial = ? AND vocab = ? AND forced >= ? AND takes_out = ?"
+        " AND uploaded = ?",
         content_digest,
         RECEIVING,
         partial,
         vocab,
         forced,
+        takes_out,
         uploaded,
     )
 
 
 def merged_otherwise(connection: sqlite3.Connection, submission: Submission, content_digest: str) -> Submission | None:
     """Withdraw a submission whose content another one has that is queued or merged, and return that one."""
-    if submission.forced or not (twin := with_content(connection, content_digest, *QUEUED_OR_MERGED)):
+    if (
+        submission.forced
+        or submission.takes_out
+        or not (twin := with_content(connection, content_digest, *QUEUED_OR_MERGED))
+    ):
         return None
     settle(connection, submission.id, WITHDRAWN, f"{TWIN}{twin.id}")
     return twin
 
 
+def to_take_out(connection: sqlite3.Connection, submission: Submission, content_digest: str) -> Submission | None:
+    """Return the submission that one is to take out; None: there is none, or nothing else, and it is rejected."""
+    if (found := with_content(connection, content_digest, MERGED)) is None:
+        settle(connection, submission.id, REJECTED, "nothing that is merged has its content; see `foldin list`")
+        return None
+    (left,) = connection.execute(
+        "SELECT submissions FROM versions JOIN aliases USING (version) WHERE name = 'latest'"
+    ).fetchone()
+    if left < 2:
+        settle(connection, submission.id, REJECTED, "nothing else is merged; `foldin rollback` undoes the only version")
+        return None
+    return found
+
+
+def settle_taken_out(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
+    """Within the transaction that records a version: a submission that was merged is no longer in it."""
+    settle(connection, submission_id, WITHDRAWN, f"taken out in v{version}")
+
+
+def settle_put_back(connection: sqlite3.Connection, submission_id: str, version: int) -> None:
+    """Within the transaction that undoes a version: the submission that it took out is merged again."""
+    settle(connection, submission_id, MERGED, f"v{version}, which took it out, was rolled back", reason="")
+
+
 def representative(connection: sqlite3.Connection, submission: Submission) -> Submission:
     """Return a submission, or the one with the same content for whose sake it was withdrawn."""
-    if submission.state is not WITHDRAWN or not submission.content_digest:
+    if submission.state is not WITHDRAWN or not submission.content_digest or submission.takes_out:
         return submission
     return with_content(connection, submission.content_digest, *QUEUED_OR_MERGED) or submission
 
@@ -167,6 +198,8 @@ def submission_of(row: sqlite3.Row) -> Submission:
         vocab=VocabPolicy(row["vocab"]),
         common_rows={name: RowCounts(*counts) for name, counts in json.loads(row["common_rows"]).items()},
         forced=bool(row["forced"]),
+        takes_out=bool(row["takes_out"]),
+        took_out=row["took_out"],
         uploaded=bool(row["uploaded"]),
         attempts=row["attempts"],
         content_digest=row["content_digest"],

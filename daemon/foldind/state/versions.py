@@ -11,7 +11,7 @@ from dataclasses import asdict
 from foldind.errors import NotFound, WrongState
 from foldind.state.database import Database
 from foldind.state.records import Version, VersionState
-from foldind.state.rows import digests, settle_merged, settle_undone
+from foldind.state.rows import digests, existing, settle_merged, settle_put_back, settle_taken_out, settle_undone
 
 LATEST = "latest"
 
@@ -43,6 +43,8 @@ class Versions:
         with self._database.transaction() as connection:
             _insert(connection, version)
             settle_merged(connection, version.submission_id, version.version)
+            if took_out := existing(connection, version.submission_id).took_out:
+                settle_taken_out(connection, took_out, version.version)
             _supersede(connection, version.parent)
             _point(connection, LATEST, version.version)
 
@@ -62,6 +64,8 @@ class Versions:
                 (VersionState.WITHDRAWN, VersionState.PUBLISHED, version.version, version.version),
             )
             settle_undone(connection, version.submission_id, version.version)
+            if took_out := existing(connection, version.submission_id).took_out:
+                settle_put_back(connection, took_out, version.version)
             _supersede(connection, version.version)
             _point(connection, LATEST, version.parent)
 

@@ -82,18 +82,7 @@ def accumulate(
         places = list(choose_places(plan, rule.name, factored, old, task_vectors, weights, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places, slots))
         tables = token_embeddings(plan)
-        folding = Folding(
-            rule,
-            tables,
-            task_vectors,
-            old,
-            Path(request.bases),
-            scratch,
-            request.seed,
-            request.max_rank,
-            weights,
-            parallelism,
-        )
+        folding = Folding(request, rule, tables, task_vectors, old, weights, parallelism)
         results = stack.enter_context(closing(folding.results(places)))
         for number, place in enumerate(places):
             parts: list[FoldedBlock] = []
@@ -114,7 +103,10 @@ def accumulate(
             if old_records is not None and matrices:
                 nothing = TensorRecord(0, 0.0, 0.0, 0.0, place.tensor.name in tables)
                 before = old_records.get(place.tensor.name) or [nothing] * len(matrices)
-                records[place.tensor.name] = [*map(_record, before, matrices.values())]
+                records[place.tensor.name] = [
+                    _record(one, parts, -1 if request.take_out else 1)
+                    for one, parts in zip(before, matrices.values(), strict=True)
+                ]
             report(Progress("folding", number + 1, len(plan.folded), place.tensor.name))
         if not math.isfinite(norm := math.hypot(*norms)):
             raise CheckpointRefused(
@@ -133,12 +125,12 @@ def accumulate(
         )
 
 
-def _record(before: TensorRecord, parts: Sequence[FoldedBlock]) -> TensorRecord:
+def _record(before: TensorRecord, parts: Sequence[FoldedBlock], sign: int) -> TensorRecord:
     task_vector_norm = math.hypot(*(part.task_vector_norm for part in parts))
     return TensorRecord(
-        before.submissions + (task_vector_norm > 0),
-        before.task_vector_norm_sum + task_vector_norm,
-        before.task_vector_squared_sum + task_vector_norm**2,
+        before.submissions + sign * (task_vector_norm > 0),
+        max(0.0, before.task_vector_norm_sum + sign * task_vector_norm),
+        max(0.0, before.task_vector_squared_sum + sign * task_vector_norm**2),
         math.hypot(*(part.accumulated_norm for part in parts)),
         before.table,
     )

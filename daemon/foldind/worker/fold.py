@@ -40,7 +40,10 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
     task_vector_norm = math.hypot(*(tensor.task_vector_norm for tensor in accumulation.tensors))
     if task_vector_norm == 0:
         raise CheckpointRefused("it equals the base: there is nothing to merge", "submit the fine-tuned checkpoint")
-    record = Record(request.submissions + 1, request.task_vector_norm_sum + task_vector_norm, accumulation.norm)
+    sign = -1 if request.take_out else 1
+    record = Record(
+        request.submissions + sign, request.task_vector_norm_sum + sign * task_vector_norm, accumulation.norm
+    )
     published = publish(_publish_request(request, record), report)
     return FoldResult(
         submissions=record.submissions,

@@ -7,16 +7,18 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from foldind.checkpoints.plan import Treatment
 from foldind.merging.catalog import ACCUMULATED, CATALOG, slot_shapes
 from foldind.merging.norm import frobenius_norm
-from foldind.merging.rule import Factored, Rule, State, Step
+from foldind.merging.rule import Factored, FoldedState, Rule, State, Step
 from foldind.state.accumulators import AccumulatedState, Place
 from foldind.state.basisfile import open_basis, read_basis
 from foldind.state.layout import Representation
 from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, block_shape, tensor_blocks
 from foldind.worker.large import fold_large, write_large_basis
+from foldind.worker.messages import FoldRequest
 from foldind.worker.ordered import Parallelism, ordered_map
 from foldind.worker.taskvectors.contract import TaskVectors
 from foldind.worker.taskvectors.statistics import Statistics
@@ -28,40 +30,32 @@ class Folding:
     """Folds a submission into a state.
 
     Args:
+      request: what is asked.
       rule: the merge rule.
       tables: tensors whose rows are the embeddings of tokens.
       task_vectors: of the submission.
       old: the state; None before the first merge.
-      bases: the folder of its bases, as far as they are there.
-      scratch: an existing folder for files that are removed again.
-      seed: of whatever is random, the submission's own.
-      max_rank: that factors may have; 0: any.
       statistics: of the submission; None: the rule asks for none.
       parallelism: how much is done at once.
     """
 
     def __init__(
         self,
+        request: FoldRequest,
         rule: Rule,
         tables: Collection[str],
         task_vectors: TaskVectors,
         old: AccumulatedState | None,
-        bases: Path,
-        scratch: Path,
-        seed: str,
-        max_rank: int,
         statistics: Statistics | None,
         parallelism: Parallelism,
     ):
+        self._request = request
         self._rule = rule
         self._tables = tables
         self._entry = CATALOG[rule.name]
-        self._seed = seed
         self._task_vectors = task_vectors
         self._old = old
-        self._bases = bases
-        self._scratch = scratch
-        self._max_rank = max_rank
+        self._bases = Path(request.bases)
         self._statistics = statistics
         self._parallelism = parallelism
 
@@ -116,10 +110,16 @@ class Folding:
             accumulated, removed_squared = projection.fold(state[ACCUMULATED], task_vector, basis)
             state, split_rank = {ACCUMULATED: accumulated}, basis.split_rank
         else:
-            state, removed_squared = self._rule.accumulation.fold(state, task_vector, self._step(block))
+            state, removed_squared = self._fold_into(state, task_vector, self._step(block))
             split_rank, computed = 0, False
         norm = frobenius_norm(state[ACCUMULATED])
         return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed)
+
+    def _fold_into(self, state: State, task_vector: Tensor, step: Step) -> FoldedState:
+        if not self._request.take_out:
+            return self._rule.accumulation.fold(state, task_vector, step)
+        assert self._rule.accumulation.take_out is not None, "what cannot be taken out is not admitted"
+        return FoldedState(self._rule.accumulation.take_out(state, task_vector, step), 0.0)
 
     def _state(self, block: Block) -> tuple[State, bool]:
         """Return what the block is folded into, and whether anything was merged there before."""
@@ -131,7 +131,7 @@ class Folding:
 
     def _step(self, block: Block) -> Step:
         first = block.rows[0] if block.rows else 0
-        digest = sha256(f"{self._seed} {block.tensor.name} {first}".encode()).digest()
+        digest = sha256(f"{self._request.seed} {block.tensor.name} {first}".encode()).digest()
         statistics = self._statistics.read(block.tensor, block.rows) if self._statistics else None
         if statistics is not None and block.basis_file:
             statistics = statistics.flatten(0, -2)
@@ -156,13 +156,15 @@ class Folding:
         task_vector = source.read()
         if not all(math.isfinite(norm := frobenius_norm(factor)) for factor in task_vector):
             return accumulated, FoldedBlock.not_finite(norm)
+        if self._request.take_out:
+            task_vector = task_vector._replace(up=-task_vector.up)
         fold_factored = self._rule.accumulation.fold_factored
         assert fold_factored is not None
         folded = fold_factored(
             accumulated,
             task_vector,
             project=self._entry.projects and tensor.treatment is Treatment.PROJECTED,
-            max_rank=self._max_rank,
+            max_rank=self._request.max_rank,
         )
         return folded.accumulated, FoldedBlock(
             folded.task_vector_norm,
@@ -181,7 +183,7 @@ class Folding:
         path = self._bases / blocks[0].basis_file
         computed = (basis_file := open_basis(path)) is None
         if basis_file is None:
-            path = self._scratch / blocks[0].basis_file
+            path = Path(self._request.state_folder) / blocks[0].basis_file
             write_large_basis(path, self._rule.decomposition, old, blocks[0].tensor.name)
             basis_file = open_basis(path)
             assert basis_file is not None

@@ -36,6 +36,8 @@ class FoldRequest:
     """What is done with a vocabulary of another size than the base's."""
     seed: str
     """Of whatever is random in the fold; the submission's own."""
+    take_out: bool
+    """Whether it was merged before, and is to be taken out again."""
     accumulated: str
     """Folder of the accumulated state to start from; empty before the first merge."""
     bases: str
