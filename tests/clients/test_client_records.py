@@ -41,6 +41,8 @@ def test_submission():
         "files": [{"name": "model.safetensors", "size": 3, "sha256": "ab"}],
         "vocab": "same",
         "common_rows": [],
+        "takes_out": False,
+        "took_out": "",
     }
 
 

@@ -91,6 +91,7 @@ class TestAccumulation:
         assert accumulation.whole == entry.whole
         assert (accumulation.projection is not None) == entry.projects
         assert (accumulation.take_out is None) == (rule.name in IRREVERSIBLE)
+        assert (accumulation.take_out is not None) == entry.additive
         assert not (entry.all_slots and accumulation.fold_factored), "factors are of the sum alone"
 
     def test_options_of_the_catalog_are_its_defaults(self, rule: Rule, generator: Generator) -> None:

@@ -58,7 +58,7 @@ def test_one_of_an_earlier_format_is_upgraded_with_what_it_has(tmp_path: Path) -
     with Database(path, create=True) as database, database.transaction() as connection:
         connection.execute(ADD, ("one",))
         schema = connection.execute("PRAGMA table_info(submissions)").fetchall()
-        for column in ("vocab", "common_rows"):
+        for column in ("vocab", "common_rows", "takes_out", "took_out"):
             connection.execute(f"ALTER TABLE submissions DROP COLUMN {column}")
         versions = connection.execute("PRAGMA table_info(versions)").fetchall()
         for column in ("publication", "variant"):
