@@ -13,7 +13,11 @@ from torch import Generator, randn
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors
 
-RULES = ("average", "ties", "dare", "model_stock", "regression", "iso")
+RULES = (
+    "average",
+    "regression",
+    *(pytest.param(rule, marks=pytest.mark.long) for rule in ("ties", "dare", "model_stock", "iso")),
+)
 
 
 @pytest.fixture
