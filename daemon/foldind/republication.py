@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foldind.changes import Changes
@@ -21,7 +21,7 @@ from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
 from foldind.state.layout import check_recorded
-from foldind.state.records import Version, VersionState
+from foldind.state.records import Version
 from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
 from foldind.worker.messages import Failed, Progress, PublishRequest, PublishResult, Refused
@@ -187,23 +187,15 @@ class Republication:
             tensor_files=result.snapshot_files,
         )
         seal(snapshot, self._folder.snapshot(number))
-        version = Version(
+        version = replace(
+            head,
             version=number,
             parent=head.version,
-            state=VersionState.PUBLISHED,
-            submission_id=head.submission_id,
-            submission_name=head.submission_name,
             created_at=time.time(),
             merge_seconds=time.monotonic() - started,
-            rule=merge.rule,
             publication=asked.publication,
             variant=True,
-            submissions=head.submissions,
             lambda_=result.lambda_,
-            accumulated_norm=head.accumulated_norm,
-            task_vector_norm=head.task_vector_norm,
-            task_vector_norm_sum=head.task_vector_norm_sum,
-            state_files=head.state_files,
             files=files,
             aliases=(asked.alias,) if asked.alias else (),
         )

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from foldind.attempt import Attempts, log_merged
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
-from foldind.errors import FoldinError, WrongState
+from foldind.errors import WrongState
 from foldind.housekeeping import keep_house, undo_newest
 from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
@@ -33,7 +33,7 @@ from foldind.state.ledger import Ledger
 from foldind.state.records import Submission, SubmissionState, Version
 from foldind.state.versions import Versions
 from foldind.worker.messages import Failed, FoldResult, Progress, Refused
-from foldind.worker.supervisor import Supervisor, WorkerDied
+from foldind.worker.supervisor import FoldFailed, Supervisor, WorkerDied
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,6 @@ ROLLBACK_WAITS_SECONDS = 1
 PauseKind = Literal["disk", "error"]
 PAUSES: tuple[PauseKind, ...] = get_args(PauseKind)
 """What merging can be paused by: a disk that is full or failing, or anything else."""
-
-
-class FoldFailed(FoldinError):
-    """A fold ended for no fault of the checkpoint's and no fault of the disk's."""
 
 
 class MergeService:

@@ -67,7 +67,6 @@ class Merge:
         norms = [_norm(task_vector[name]) for task_vector in self._folded]
         return TensorRecord(
             sum(norm > 0 for norm in norms),
-            sum(norms),
             sum(norm**2 for norm in norms),
             _norm(self.states[name][ACCUMULATED]),
             name == TABLE,

@@ -55,7 +55,7 @@ def step_of(rule: Rule, shape: tuple[int, ...], matrix: bool, seed: int) -> Step
 
 
 RECORD = Record(2, 3.0, 4.0)
-TENSOR_RECORD = TensorRecord(2, 3.0, 5.0, 4.0)
+TENSOR_RECORD = TensorRecord(2, 5.0, 4.0)
 
 
 def in_blocks(rows: int) -> list[slice]:
@@ -313,7 +313,7 @@ class TestPublication:
         for shape, matrix in SHAPES:
             nothing = zeros(rule, shape, matrix)
             state = rule.accumulation.fold(nothing, torch.zeros(shape), step_of(rule, shape, matrix, SEED)).state
-            for tensor in (TensorRecord(0, 0.0, 0.0, 0.0), TensorRecord(2, 2.0, 2.0, 0.0)):
+            for tensor in (TensorRecord(0, 0.0, 0.0), TensorRecord(2, 2.0, 0.0)):
                 for record in (Record(1, 1.0, 1.0), Record(2, 2.0, 0.0)):
                     update = rule.publication.update(state, tensor, record)
                     assert torch.equal(update, torch.zeros(shape)), (shape, matrix, tensor, record)

@@ -131,7 +131,7 @@ def divisor(record: Record) -> float:
 
 
 def update(accumulated: Tensor, record: Record) -> Tensor:
-    return norm().update({ACCUMULATED: accumulated}, TensorRecord(1, 1.0, 1.0, 1.0), record)
+    return norm().update({ACCUMULATED: accumulated}, TensorRecord(1, 1.0, 1.0), record)
 
 
 class TestDivisor:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 Pair = tuple[Tensor, Tensor | None]
 """A task vector, and the statistics of it."""
 
-RECORD = TensorRecord(0, 0.0, 0.0, 0.0)
+RECORD = TensorRecord(0, 0.0, 0.0)
 
 
 @pytest.fixture

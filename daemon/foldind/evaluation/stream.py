@@ -7,20 +7,16 @@ from pathlib import Path
 
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.config import ServeSettings
-from foldind.errors import CheckpointRefused, FoldinError
+from foldind.errors import CheckpointRefused
 from foldind.evaluation.rules import NamedRule
 from foldind.evaluation.tasks import Task
 from foldind.merging.catalog import CATALOG
 from foldind.state.durable import copy_file, is_disk_trouble, remove
 from foldind.state.snapshots import companion_files
 from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Refused
-from foldind.worker.supervisor import Supervisor
+from foldind.worker.supervisor import FoldFailed, Supervisor
 
 _MEMORY_BUDGET: int = ServeSettings.model_fields["memory_budget"].default
-
-
-class FoldFailed(FoldinError):
-    """A fold ended for no fault of the checkpoint's."""
 
 
 @dataclass(frozen=True)

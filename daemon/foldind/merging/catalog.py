@@ -118,7 +118,7 @@ class NamedPublication(NamedTuple):
 
 
 def parse_publication(text: str, rule: str) -> NamedPublication:
-    """Read how a rule is to publish: `norm`, `flat:2.0`, `power:0.5:1.0`; empty: its default.
+    """Read how a rule is to publish: `norm`, `flat:2.0`, `power:0.5`; empty: its default.
 
     Raises:
       ValueError: there is no such publication, the rule has none of this kind, or a number is out of range.

@@ -39,8 +39,6 @@ class TensorRecord(NamedTuple):
 
     submissions: int
     """How many task vectors were not zero here."""
-    task_vector_norm_sum: float
-    """Sum of their norms."""
     task_vector_squared_sum: float
     """Sum of their squared norms."""
     accumulated_norm: float

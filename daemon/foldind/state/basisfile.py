@@ -99,6 +99,14 @@ def open_basis(path: Path) -> BasisFile | None:
         return None
 
 
+def has_basis(path: Path) -> bool:
+    """Tell whether there is a basis that is not damaged. Raises OSError: it cannot be read."""
+    if (file := open_basis(path)) is None:
+        return False
+    with file:
+        return True
+
+
 def read_basis(path: Path) -> Basis | None:
     """Read what `write_basis` wrote; None if it is not there, or damaged. Raises OSError: it cannot be read."""
     if (file := open_basis(path)) is None:

@@ -35,8 +35,6 @@ class Accumulation(NamedTuple):
     """Of what a limit of the rank took out of it."""
     bases_computed: int
     """How many bases were not kept from before."""
-    records: Records | None
-    """Of each tensor; None: the state began when they were not kept."""
     files: Mapping[str, FileDigest]
 
 
@@ -101,7 +99,7 @@ def accumulate(
             told.append(_statistics(place.tensor, parts))
             norms.append(math.hypot(*(part.accumulated_norm for part in parts)))
             if old_records is not None and matrices:
-                nothing = TensorRecord(0, 0.0, 0.0, 0.0, place.tensor.name in tables)
+                nothing = TensorRecord(0, 0.0, 0.0, place.tensor.name in tables)
                 before = old_records.get(place.tensor.name) or [nothing] * len(matrices)
                 records[place.tensor.name] = [
                     _record(one, parts, -1 if request.take_out else 1)
@@ -120,7 +118,6 @@ def accumulate(
             norm,
             math.hypot(*(part.dropped_squared**0.5 for part in folded)),
             sum(part.basis_computed for part in folded),
-            records if old_records is not None else None,
             files,
         )
 
@@ -129,7 +126,6 @@ def _record(before: TensorRecord, parts: Sequence[FoldedBlock], sign: int) -> Te
     task_vector_norm = math.hypot(*(part.task_vector_norm for part in parts))
     return TensorRecord(
         before.submissions + sign * (task_vector_norm > 0),
-        max(0.0, before.task_vector_norm_sum + sign * task_vector_norm),
         max(0.0, before.task_vector_squared_sum + sign * task_vector_norm**2),
         math.hypot(*(part.accumulated_norm for part in parts)),
         before.table,

@@ -212,6 +212,6 @@ class PublishStep:
 
     def _tensor_record(self, block: Block) -> TensorRecord:
         if self._records is None:
-            return TensorRecord(self._record.submissions, 0.0, 0.0, 0.0, block.tensor.name in self._tables)
+            return TensorRecord(self._record.submissions, 0.0, 0.0, block.tensor.name in self._tables)
         records = self._records[block.tensor.name]
         return records[block.matrix] if len(records) > 1 else records[0]

@@ -10,7 +10,7 @@ from foldind.merging.backend import BACKENDS
 from foldind.merging.registry import make_rule
 from foldind.merging.rule import Rule
 from foldind.state.accumulators import AccumulatedState
-from foldind.state.basisfile import write_basis
+from foldind.state.basisfile import has_basis, write_basis
 from foldind.state.layout import Representation
 from foldind.worker.blocks import Block, Rows, is_large, projected_matrices
 from foldind.worker.large import write_large_basis
@@ -56,7 +56,7 @@ def prepare_missing_bases(
     ]
 
     def prepare(matrix: Block) -> None:
-        if not any((folder / matrix.basis_file).exists() for folder in folders):
+        if not any(has_basis(folder / matrix.basis_file) for folder in folders):
             prepare_basis(folders[0] / matrix.basis_file, rule, state, matrix.tensor.name, matrix.rows)
 
     def cost(matrix: Block) -> int:

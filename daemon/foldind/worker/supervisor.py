@@ -61,6 +61,10 @@ class WorkerDied(FoldinError):
     """The worker ended in the middle of its work: killed, out of memory, or a native crash."""
 
 
+class FoldFailed(FoldinError):
+    """A fold ended for no fault of the checkpoint's and no fault of the disk's."""
+
+
 class Supervisor:
     """Keeps one worker warm.
 
