@@ -107,10 +107,10 @@ class MergeService:
             seen = self._changes.count
             self._pulse.beat()
             try:
-                if await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings):
-                    self._changes.announce()  # to who watches it
-                self._pulse.beat()
                 async with self._head:
+                    if await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings):
+                        self._changes.announce()  # to who watches it
+                    self._pulse.beat()
                     merged = await self._republish() or await self._merge_next()
                 self._resume()
             except Exception as error:

@@ -70,6 +70,7 @@ def test_through_every_door(base: Path, tmp_path: Path) -> None:
         assert sorted(path.name for path in (daemon.state / "merge" / "v1").iterdir()) == [
             "accumulated.safetensors",
             "factored.safetensors",
+            "records.json",
         ]
 
         adapted(tmp_path / "two", 2, "q_proj", "down_proj")

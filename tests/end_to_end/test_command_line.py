@@ -33,6 +33,8 @@ SUBMISSION = {
     "files",
     "vocab",
     "common_rows",
+    "takes_out",
+    "took_out",
 }
 SNAPSHOT = {
     "version",
@@ -49,6 +51,8 @@ SNAPSHOT = {
     "task_vector_norm",
     "rule",
     "merge_seconds",
+    "publication",
+    "variant",
     "files",
 }
 
