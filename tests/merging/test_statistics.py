@@ -202,7 +202,16 @@ class TestBoth:
         for number in range(4):
             task_vector, statistics = pairs[number]
             rest = rule.accumulation.take_out(state, task_vector, Step(matrix=True, seed=0, statistics=statistics))
-            close(published(rule, rest, 3), merge(rule, pairs[:number] + pairs[number + 1 :]), 2e-5)
+            found, expected = published(rule, rest, 3), merge(rule, pairs[:number] + pairs[number + 1 :])
+            if rule.name == "regmean":
+                close(found, expected, 2e-5)
+                continue
+            # What is taken out of an element may outweigh what is left there, and its rounding stays.
+            outweighed = state["weight"] / (state["weight"] - statistics).clamp(min=1e-6)
+            longest = max(float(values.abs().max()) for values, _ in pairs)
+            assert bool(((found - expected).abs() <= 1e-6 * longest * outweighed).all())
+            usual = outweighed < 10
+            close(found * usual, expected * usual, 1e-5)
 
     def test_who_says_nothing_has_no_weight(self, rule: Rule, generator: Generator) -> None:
         pairs = pairs_for(rule, generator, 2)
