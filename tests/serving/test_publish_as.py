@@ -1,11 +1,12 @@
 """The newest state in another publication: a version of its own, for which nothing is merged."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from foldin import FailedPrecondition, InvalidArgument, PermissionDenied, Progress
+from foldin import FailedPrecondition, FoldinError, InvalidArgument, PermissionDenied, Progress
 from foldind.state.fsck import check_state
 from safetensors.numpy import load_file
 
@@ -124,18 +125,18 @@ def test_it_goes_with_what_it_is_of(daemon: Daemon) -> None:
 
 
 def test_killed_meanwhile_it_leaves_nothing(daemon: Daemon) -> None:
-    class Killed(Exception):
-        pass
-
-    def kill(progress: Progress) -> None:
-        daemon.kill()
-        raise Killed
-
-    with Wire(daemon) as wire, daemon.client() as client:
+    with Wire(daemon) as wire, daemon.client() as client, ThreadPoolExecutor(1) as pool:
         merge(wire)
         head = merge(wire)
-        with pytest.raises(Killed):
-            client.publish("iso", alias="candidate", on_progress=kill)
+        daemon.wait_for_bases()
+        worker = daemon.worker
+        assert worker is not None
+        worker.suspend()
+        publishing = pool.submit(client.publish, "iso", alias="candidate")
+        wait_for(lambda: list((daemon.state / "snapshots").glob("v*.tmp")), "it to begin")
+        daemon.kill()
+        with pytest.raises(FoldinError):
+            publishing.result()
     with daemon.start().client() as client:
         assert client.snapshots()[-1].version == head
         assert client.publish("iso", alias="candidate").version == head + 1
