@@ -35,7 +35,8 @@ def quarantined(daemon: Daemon, wire: Wire, checkpoint: Checkpoint) -> str:
     """Let the worker die over a submission, and another one take its place."""
     with idle_worker(daemon):
         submission = wire.upload(single(checkpoint()))
-        wait_for(lambda: merging(wire, submission.id), "the merge to start")
+        # MERGING comes before the worker is asked; one that is dead by then is replaced without an attempt counted.
+        wait_for(lambda: f"{submission.id}: folding " in daemon.log.read_text(), "the worker to be asked")
         worker = daemon.worker
         assert worker is not None
         worker.kill()

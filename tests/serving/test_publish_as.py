@@ -93,8 +93,7 @@ def test_by_the_spectrum(daemon: Daemon) -> None:
 
 def test_what_cannot_be(daemon: Daemon, tmp_path: Path, past: History) -> None:
     with Wire(daemon) as wire, daemon.client() as client:
-        merge(wire)
-        before = client.snapshots()
+        head = merge(wire)
         for publication, told in (("best", "no publication 'best'; it has norm"), ("ties", "no publication 'ties'")):
             with pytest.raises(InvalidArgument, match=told):
                 client.publish(publication)
@@ -105,7 +104,7 @@ def test_what_cannot_be(daemon: Daemon, tmp_path: Path, past: History) -> None:
             client.publish("mean", alias="latest")
         with pytest.raises(InvalidArgument, match="cannot be an alias"):
             client.publish("mean", alias="v3")
-        assert client.snapshots() == before
+        assert client.snapshots()[-1].version == head
     nothing = pytest.raises(FailedPrecondition, match="nothing has been merged yet")
     with Daemon(tmp_path / "fresh", past.base) as fresh, fresh.client() as client, nothing:
         client.publish("mean")
