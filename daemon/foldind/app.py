@@ -32,6 +32,7 @@ from foldind.republication import Republication
 from foldind.service import MergeService
 from foldind.serving.collector import StateCollector
 from foldind.serving.http import HttpServer, application
+from foldind.serving.hub import Hub
 from foldind.serving.snapshots import SnapshotServicer
 from foldind.serving.submissions import SubmissionServicer
 from foldind.state.census import Census
@@ -125,8 +126,12 @@ async def _run(
     http = HttpServer(settings.http) if settings.http else None
 
     if http:
-        await http.start(application(metrics.registry, lambda: service.gets_on, lambda: service.unready_reason))
-        log.info("metrics and health on http://%s", http.address)
+        hub = Hub(folder, versions, settings.model_id, metrics)
+        token = settings.http_token.get_secret_value()
+        await http.start(
+            application(metrics.registry, lambda: service.gets_on, lambda: service.unready_reason, hub.routes(), token)
+        )
+        log.info("%s for clients of the Hugging Face Hub, metrics and health on http://%s", hub.model_id, http.address)
     await server.start()
     merging = asyncio.create_task(service.run())
     watching = asyncio.create_task(inbox.run()) if inbox else None

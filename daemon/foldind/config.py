@@ -5,6 +5,7 @@ may be changed between runs, and is overridden by environment variables FOLDIN_*
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
@@ -50,6 +52,14 @@ OptionalPath = Annotated[Path | None, BeforeValidator(lambda path: path or None)
 """An empty text is no path, and not the present folder."""
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_model_id(model_id: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", model_id, re.ASCII):
+        raise ValueError(f"{model_id!r} is not OWNER/NAME, of letters, digits, '.', '_' and '-'")
+    return model_id
+
+
 AddressOrNone = Annotated[str, AfterValidator(lambda address: address and _check_address(address))]
 """HOST:PORT, or empty."""
 
@@ -126,6 +136,8 @@ class ServeSettings(BaseSettings):
 
     grpc: Address = "127.0.0.1:7070"
     http: AddressOrNone = "127.0.0.1:7072"
+    http_token: SecretStr = SecretStr("")
+    model_id: Annotated[str, AfterValidator(_check_model_id)] = "foldin/merged"
     ignore: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
     inbox: OptionalPath = None
@@ -243,7 +255,9 @@ threads = {merge.threads}  # per matrix product; with one, every processor has a
 
 [serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it
 # grpc = "127.0.0.1:7070"
-# http = "127.0.0.1:7072"  # metrics and health; "" for none
+# http = "127.0.0.1:7072"  # metrics, health, and the model for clients of the Hugging Face Hub; "" for none
+# model_id = "foldin/merged"  # what the model is called there
+# http_token = "..."  # that those clients have to bring as HF_TOKEN; better in the environment, as FOLDIN_HTTP_TOKEN
 # ignore = ["classifier.*"]  # tensors of submissions that the base lacks and that are left out without complaint
 # allowed_roots = ["/data/checkpoints"]  # folders that SubmitPath may read
 # inbox = "/data/inbox"  # folder that is watched: checkpoints that are dropped into it are handed in

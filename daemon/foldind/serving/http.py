@@ -1,51 +1,128 @@
-"""HTTP: metrics and health for machines that look after machines. Runs in the daemon's own event loop."""
+"""HTTP: health and metrics, and the routes of others. Runs in the daemon's own event loop."""
 
 import asyncio
+import hmac
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from aiohttp import BasicAuth, hdrs
+from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web import (
+    AbstractRouteDef,
+    Application,
+    AppRunner,
+    HTTPServiceUnavailable,
+    HTTPUnauthorized,
+    Request,
+    Response,
+    SockSite,
+    StreamResponse,
+    get,
+    middleware,
+)
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from uvicorn import Config, Server
 
 from foldind.errors import StateError
 
-_MAX_CONNECTIONS = 256
-_KEEP_ALIVE_SECONDS = 5
+_MOST_AT_ONCE = 512
+"""Requests that are answered at the same time, besides those of probes."""
+_KEEP_ALIVE_SECONDS = 15
 _REQUESTS_END_SECONDS = 2
+_STALLED_SECONDS = 120
+"""Without a byte taken after which a client counts as gone."""
+
+_OPEN = frozenset({"/metrics", "/healthz", "/readyz"})
+"""What machines that look after machines ask for; it needs no token, and is never too much."""
 
 
 def application(
-    registry: CollectorRegistry, gets_on: Callable[[], bool], unready_reason: Callable[[], str]
-) -> Starlette:
-    """Return the routes.
+    registry: CollectorRegistry,
+    gets_on: Callable[[], bool],
+    unready_reason: Callable[[], str],
+    routes: Iterable[AbstractRouteDef],
+    token: str,
+) -> Application:
+    """Return what answers.
 
     Args:
       registry: what /metrics exposes; it is read off the event loop, by one request at a time.
       gets_on: whether the daemon is not stuck; if it is, only a restart helps.
       unready_reason: why work should not be sent here at the moment, a sentence; empty: it may be.
+      routes: what else is answered.
+      token: that is asked for there; empty: none.
     """
     scraping = asyncio.Lock()
 
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
         async with scraping:
             content = await asyncio.to_thread(encode, registry)
-        return Response(content, headers={"content-type": content_type})
+        return Response(body=content, headers={hdrs.CONTENT_TYPE: content_type})
 
     async def healthz(request: Request) -> Response:
-        return PlainTextResponse("ok\n") if gets_on() else PlainTextResponse("stuck\n", status_code=503)
+        return Response(text="ok\n") if gets_on() else Response(text="stuck\n", status=503)
 
     async def readyz(request: Request) -> Response:
         reason = unready_reason()
-        return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
+        return Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
-    routes = {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
-    return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()])
+    app = Application(middlewares=[_within_limits(), *([_with_token(token)] if token else [])])
+    app.add_routes([get("/metrics", metrics), get("/healthz", healthz), get("/readyz", readyz), *routes])
+    app.on_response_prepare.append(_add_headers)
+    return app
+
+
+async def _add_headers(request: Request, response: StreamResponse) -> None:
+    response.headers[hdrs.SERVER] = "foldin"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+def _within_limits() -> Middleware:
+    answering = 0
+
+    @middleware
+    async def limit(request: Request, handler: Handler) -> StreamResponse:
+        nonlocal answering
+        if request.path in _OPEN:
+            return await handler(request)
+        if answering >= _MOST_AT_ONCE:
+            raise HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: "1"}, text="too many requests at once; try again\n")
+        answering += 1
+        try:
+            return await handler(request)
+        finally:
+            answering -= 1
+
+    return limit
+
+
+def _with_token(token: str) -> Middleware:
+    @middleware
+    async def check(request: Request, handler: Handler) -> StreamResponse:
+        if request.path in _OPEN or hmac.compare_digest(_token_of(request).encode(), token.encode()):
+            return await handler(request)
+        told = "this needs the daemon's token: set HF_TOKEN, or give it as the password of any user"
+        raise HTTPUnauthorized(
+            headers={
+                hdrs.WWW_AUTHENTICATE: 'Basic realm="foldin"',
+                "X-Error-Code": "GatedRepo",
+                "X-Error-Message": told,
+            },
+            text=f"{told}\n",
+        )
+
+    return check
+
+
+def _token_of(request: Request) -> str:
+    """What a program brings as a bearer, and a person with a browser as a password."""
+    scheme, _, value = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    try:
+        return value.strip() if scheme.lower() == "bearer" else BasicAuth.decode(f"{scheme} {value}").password
+    except ValueError:
+        return ""
 
 
 class HttpServer:
@@ -63,38 +140,24 @@ class HttpServer:
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         """Where it listens, HOST:PORT."""
-        self._server: Server | None = None
-        self._ticking: asyncio.Task[None] | None = None
+        self._runner: AppRunner | None = None
 
-    async def start(self, routes: Starlette) -> None:
+    async def start(self, app: Application) -> None:
         """Begin to answer."""
-        config = Config(
-            routes,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",  # not a line for every port scanner that speaks no HTTP
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=_MAX_CONNECTIONS,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_REQUESTS_END_SECONDS,
+        logging.getLogger("aiohttp.server").setLevel(logging.ERROR)
+        self._runner = AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=_KEEP_ALIVE_SECONDS,
+            shutdown_timeout=_REQUESTS_END_SECONDS,
         )
-        config.load()
-        # The steps of Server.serve() but for the signal handlers: the signals are the daemon's.
-        self._server = Server(config)
-        self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup([self._socket])
-        self._ticking = asyncio.create_task(self._server.main_loop())
+        await self._runner.setup()
+        await SockSite(self._runner, self._socket).start()
 
     async def stop(self) -> None:
         """Answer what was asked, and close."""
-        if self._server and self._ticking:
-            self._server.should_exit = True
-            await self._ticking
-            await self._server.shutdown([self._socket])
+        if self._runner:
+            await self._runner.cleanup()
 
 
 def _listen(address: str) -> socket.socket:
@@ -106,6 +169,7 @@ def _listen(address: str) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # whatever lingers of a daemon before
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _STALLED_SECONDS)
             listener.bind(resolved)
             listener.listen()
         except OSError:

@@ -1,7 +1,6 @@
 """SnapshotService."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -9,21 +8,19 @@ from foldin.v1 import snapshots_pb2 as pb
 from foldin.v1.snapshots_pb2_grpc import SnapshotServiceServicer
 
 from foldind.changes import Changes
-from foldind.errors import Forbidden, InvalidRequest, NotFound, OffsetOutOfRange
+from foldind.errors import NotFound, OffsetOutOfRange
 from foldind.metrics import Metrics
 from foldind.republication import Republication
 from foldind.service import MergeService
 from foldind.serving.answers import Context, streaming, unary
 from foldind.serving.conversion import fill_page, page, snapshot_message
+from foldind.serving.references import alias, movable_alias, resolve
 from foldind.state.folder import StateFolder
-from foldind.state.records import Version, VersionState
+from foldind.state.records import VersionState
 from foldind.state.versions import LATEST, Versions
 from foldind.worker.messages import Progress
 
 READ_BYTES = 1024 * 1024
-
-_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_VERSION = re.compile(r"v?([0-9]{1,18})")
 
 
 class SnapshotServicer(SnapshotServiceServicer):
@@ -47,7 +44,7 @@ class SnapshotServicer(SnapshotServiceServicer):
 
     @unary
     async def Get(self, request: pb.GetSnapshotRequest, context: Context) -> pb.Snapshot:
-        return snapshot_message(await asyncio.to_thread(self._resolve, request.ref or LATEST))
+        return snapshot_message(await asyncio.to_thread(resolve, self._versions, request.ref or LATEST))
 
     @unary
     async def List(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
@@ -58,10 +55,10 @@ class SnapshotServicer(SnapshotServiceServicer):
 
     @streaming
     async def Watch(self, request: pb.WatchSnapshotsRequest, context: Context) -> AsyncIterator[pb.Snapshot]:
-        alias, sent = _alias(request.alias or LATEST), 0
+        name, sent = alias(request.alias or LATEST), 0
         while True:
             seen = self._changes.count
-            version = await asyncio.to_thread(self._versions.aliased, alias)
+            version = await asyncio.to_thread(self._versions.aliased, name)
             if version and version.version != sent:
                 yield snapshot_message(version)
                 sent = version.version
@@ -91,18 +88,18 @@ class SnapshotServicer(SnapshotServiceServicer):
 
     @unary
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
-        alias = _movable(request.alias)
-        await asyncio.to_thread(self._versions.point, alias, request.version)
+        name = movable_alias(request.alias)
+        await asyncio.to_thread(self._versions.point, name, request.version)
         self._changes.announce()
         if not request.version:
             return pb.SetAliasResponse()
-        return pb.SetAliasResponse(snapshot=snapshot_message(await asyncio.to_thread(self._resolve, alias)))
+        return pb.SetAliasResponse(snapshot=snapshot_message(await asyncio.to_thread(resolve, self._versions, name)))
 
     @streaming
     async def Publish(self, request: pb.PublishRequest, context: Context) -> AsyncIterator[pb.PublishResponse]:
-        alias = request.alias and _movable(request.alias)
+        name = request.alias and movable_alias(request.alias)
         told: asyncio.Queue[Progress] = asyncio.Queue()
-        task = asyncio.ensure_future(self._republication.ask(request.publication, alias, told.put_nowait))
+        task = asyncio.ensure_future(self._republication.ask(request.publication, name, told.put_nowait))
         try:
             while not task.done():
                 next_one = asyncio.ensure_future(told.get())
@@ -119,27 +116,3 @@ class SnapshotServicer(SnapshotServiceServicer):
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
         undone, newest = await self._service.rollback(request.version)
         return pb.RollbackResponse(undone=undone.version, snapshot=snapshot_message(newest) if newest else None)
-
-    def _resolve(self, ref: str) -> Version:
-        if match := _VERSION.fullmatch(ref):
-            return self._versions.get(int(match[1]))
-        if version := self._versions.aliased(_alias(ref)):
-            return version
-        if ref == LATEST:
-            raise NotFound("nothing has been merged yet", "submit a checkpoint first")
-        raise NotFound(f"there is no alias {ref!r}", "see `foldin snapshots`")
-
-
-def _movable(name: str) -> str:
-    if (alias := _alias(name)) == LATEST:
-        raise Forbidden("`latest` always names the newest version", "choose another alias, say `stable`")
-    return alias
-
-
-def _alias(name: str) -> str:
-    if not _ALIAS.fullmatch(name) or _VERSION.fullmatch(name):
-        raise InvalidRequest(
-            f"{name[:80]!r} cannot be an alias",
-            "aliases are up to 100 lower-case letters, digits, '.', '_' and '-', and do not read as a version",
-        )
-    return name

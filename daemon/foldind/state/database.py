@@ -10,7 +10,10 @@ from typing import Self
 
 from foldind.errors import StateError
 
-FORMAT = 4
+FORMAT = 5
+
+COMMIT_ID = "substr(json_extract(files, '$.\"foldin.json\"[1]'), 1, 40)"
+"""Of a version, in SQL: what `Version.commit_id` is."""
 
 _UPGRADES = {
     2: (
@@ -23,10 +26,11 @@ _UPGRADES = {
         "ALTER TABLE submissions ADD COLUMN takes_out INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE submissions ADD COLUMN took_out TEXT NOT NULL DEFAULT ''",
     ),
+    4: (f"CREATE INDEX versions_by_commit ON versions ({COMMIT_ID})",),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE submissions (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   id TEXT NOT NULL UNIQUE,
@@ -39,7 +43,7 @@ CREATE TABLE submissions (
   files TEXT NOT NULL,               -- JSON object: name -> [size, sha256]
   partial INTEGER NOT NULL,
   vocab TEXT NOT NULL DEFAULT 'same',
-  common_rows TEXT NOT NULL DEFAULT '{}', -- JSON object: tensor -> [rows in the submission, rows in the base]
+  common_rows TEXT NOT NULL DEFAULT '{{}}', -- JSON object: tensor -> [rows in the submission, rows in the base]
   forced INTEGER NOT NULL,
   takes_out INTEGER NOT NULL DEFAULT 0, -- whether it is to be taken out of what is merged
   took_out TEXT NOT NULL DEFAULT '', -- id of the submission that it took out, or is about to
@@ -83,6 +87,7 @@ CREATE TABLE versions (
   state_files TEXT NOT NULL,         -- JSON object: name -> [size, sha256]
   files TEXT NOT NULL
 );
+CREATE INDEX versions_by_commit ON versions ({COMMIT_ID});
 CREATE TABLE aliases (
   name TEXT PRIMARY KEY,
   version INTEGER NOT NULL REFERENCES versions (version)

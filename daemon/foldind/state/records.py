@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.state.durable import FileDigest
+from foldind.state.snapshots import MANIFEST
 
 
 class SubmissionState(StrEnum):
@@ -117,3 +118,8 @@ class Version:
     def mean_task_vector_norm(self) -> float:
         """n_t."""
         return self.task_vector_norm_sum / self.submissions
+
+    @property
+    def commit_id(self) -> str:
+        """40 hexadecimal digits by which clients of the Hugging Face Hub pin it; of its manifest, so of every byte."""
+        return self.files[MANIFEST].sha256[:40]

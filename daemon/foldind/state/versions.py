@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 
 from foldind.errors import NotFound, WrongState
-from foldind.state.database import Database
+from foldind.state.database import COMMIT_ID, Database
 from foldind.state.records import Version, VersionState
 from foldind.state.rows import digests, existing, settle_merged, settle_put_back, settle_taken_out, settle_undone
 
@@ -88,6 +88,13 @@ class Versions:
         )
         return _version(rows[0]) if rows else None
 
+    def of_commit(self, commit_id: str) -> Version | None:
+        """Return the version with this commit id, if there is one."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.version = (SELECT version FROM versions WHERE {COMMIT_ID} = ?)", commit_id
+        )
+        return _version(rows[0]) if rows else None
+
     def page(self, after: int, size: int) -> list[Version]:
         """Return up to `size` versions above `after`, oldest first."""
         rows = self._database.query(
@@ -98,6 +105,13 @@ class Versions:
     def all(self) -> list[Version]:
         """Return every version ever, oldest first."""
         return [_version(row) for row in self._database.query(f"{_SELECT} ORDER BY versions.version")]
+
+    def kept(self) -> list[Version]:
+        """Return the versions whose files are kept, oldest first."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.state != ? ORDER BY versions.version", VersionState.PRUNED
+        )
+        return [_version(row) for row in rows]
 
     def lineage(self, number: int, most: int) -> list[Version]:
         """Return a version and its ancestors, newest first, at most so many."""
