@@ -11,6 +11,7 @@ from tests.bench import (
     adapters,
     compression,
     constant_memory,
+    downloads,
     half_precision,
     many_folds,
     merge_time,
@@ -24,6 +25,7 @@ from tests.bench.settings import Settings
 BENCHMARKS = {
     "merge_time": merge_time.run,
     "upload_time": upload_time.run,
+    "downloads": downloads.run,
     "constant_memory": constant_memory.run,
     "many_folds": many_folds.run,
     "sizes": sizes.run,

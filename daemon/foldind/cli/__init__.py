@@ -143,8 +143,12 @@ def serve(
     http: Annotated[
         str | None,
         typer.Option(
-            help="Address of /metrics, /healthz and /readyz; port 0 takes a free one, '' none. [127.0.0.1:7072]"
+            help="Address of the model for clients of the Hugging Face Hub, /metrics, /healthz and /readyz; port 0 "
+            "takes a free one, '' none. [127.0.0.1:7072]"
         ),
+    ] = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="What the model is called there, OWNER/NAME. [foldin/merged]")
     ] = None,
     ignore: Annotated[
         list[str] | None,
@@ -206,6 +210,7 @@ def serve(
             state,
             grpc=grpc,
             http=http,
+            model_id=model_id,
             ignore=ignore or None,
             allowed_roots=allowed_root or None,
             inbox=inbox,

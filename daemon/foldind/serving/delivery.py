@@ -1,10 +1,10 @@
 """Sending files over HTTP: whole or a range, from the page cache to the socket without a copy through Python."""
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from aiohttp import hdrs
@@ -12,6 +12,8 @@ from aiohttp.web import HTTPNotModified, HTTPRequestRangeNotSatisfiable, Request
 
 _CONTENT_TYPES = {".json": "application/json"}
 _ANY_BYTES = "application/octet-stream"
+_PIECE = 1024 * 1024
+"""Bytes after which others have their turn: while its reader keeps up, one call of sendfile would go on to the end."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,23 @@ async def send_file(
     with await asyncio.to_thread(file.path.open, "rb", buffering=0) as opened:
         await response.prepare(request)
         if request.method != hdrs.METH_HEAD and end > start:
-            if request.transport is None:
-                raise ConnectionResetError("the client has gone")
+            reached = start
             try:
-                await asyncio.get_running_loop().sendfile(request.transport, opened, start, end - start)
+                while reached < end:
+                    reached += await _send_piece(request, opened, reached, min(_PIECE, end - reached))
             finally:
-                reached = os.lseek(opened.fileno(), 0, os.SEEK_CUR)  # sendfile leaves it after the last byte it sent
                 on_sent(reached - start, reached == file.size)
-            if reached != end:
-                raise ConnectionAbortedError(f"{file.path} ends after {reached} bytes")
         await response.write_eof()
     return response
+
+
+async def _send_piece(request: Request, opened: FileIO, offset: int, count: int) -> int:
+    if request.transport is None:
+        raise ConnectionResetError("the client has gone")
+    sent = await asyncio.get_running_loop().sendfile(request.transport, opened, offset, count)
+    if not sent:
+        raise ConnectionAbortedError(f"{opened.name} ends after {offset} bytes")
+    return sent
 
 
 def _wanted(request: Request, file: SealedFile, headers: Mapping[str, str]) -> slice | None:

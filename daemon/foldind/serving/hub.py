@@ -15,7 +15,17 @@ from typing import Any
 from urllib.parse import quote
 
 from aiohttp import hdrs
-from aiohttp.web import AbstractRouteDef, HTTPNotFound, Request, Response, StreamResponse, get, json_response, post
+from aiohttp.web import (
+    AbstractRouteDef,
+    HTTPBadRequest,
+    HTTPNotFound,
+    Request,
+    Response,
+    StreamResponse,
+    get,
+    json_response,
+    post,
+)
 
 from foldind.errors import FoldinError
 from foldind.metrics import Metrics
@@ -103,14 +113,14 @@ class Hub:
 
     async def _paths_info(self, request: Request) -> Response:
         version = await self._version(request)
-        if request.content_type == "application/json":
-            asked = await request.json()
-            paths, expand = asked.get("paths", []), asked.get("expand", False)
-        else:
-            form = await request.post()
-            paths, expand = form.getall("paths", []), form.get("expand", "")
-        items = {item["path"]: item for item in _items(version, _is_set(str(expand)))}
-        found = [items[str(path).strip("/")] for path in paths if str(path).strip("/") in items]
+        try:
+            asked: Any = await request.json() if request.content_type == "application/json" else await request.post()
+            paths = asked["paths"] if isinstance(asked, dict) else asked.getall("paths", [])
+            wanted = {path.strip("/") for path in paths}
+            expand = _is_set(str(asked.get("expand", "")))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise HTTPBadRequest(text="send the fields `paths` and `expand`, as a form or as JSON\n") from None
+        found = [item for item in _items(version, expand) if item["path"] in wanted]
         return json_response(found, headers={"X-Repo-Commit": version.commit_id})
 
     async def _refs(self, request: Request) -> Response:
