@@ -16,10 +16,16 @@ $(VENV)/.demo-ready: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c deploy/constraints.txt -e '.[daemon,demo]'
 	touch $@
 
-test: $(VENV)/.ready  ## The tests (under ten minutes)
+# A client of the Hub from a year ago, in an environment of its own: the tests pull the merged model with it too.
+$(VENV)/.older-hub: $(VENV)/.ready
+	$(PYTHON) -m venv $(VENV)/hub-0.36
+	$(VENV)/hub-0.36/bin/python -m pip install --quiet huggingface_hub==0.36.0
+	touch $@
+
+test: $(VENV)/.ready $(VENV)/.older-hub  ## The tests (under ten minutes)
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-test-long: $(VENV)/.ready  ## What takes minutes: sequences and storms at full length
+test-long: $(VENV)/.ready $(VENV)/.older-hub  ## What takes minutes: sequences and storms at full length
 	$(BIN)/python -m pytest -m long
 
 test-faults: $(VENV)/.ready  ## Kills at random moments, for longer
