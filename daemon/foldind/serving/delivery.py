@@ -1,7 +1,10 @@
 """Sending files over HTTP: whole or a range, from the page cache to the socket without a copy through Python."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -12,8 +15,9 @@ from aiohttp.web import HTTPNotModified, HTTPRequestRangeNotSatisfiable, Request
 
 _CONTENT_TYPES = {".json": "application/json"}
 _ANY_BYTES = "application/octet-stream"
-_PIECE = 1024 * 1024
-"""Bytes after which others have their turn: while its reader keeps up, one call of sendfile would go on to the end."""
+_PIECE = 4 * 1024 * 1024
+"""Bytes that are sent at a time, at the most."""
+_SENDERS = ThreadPoolExecutor(4, "sendfile")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ async def send_file(
       request: GET or HEAD; Range, If-Range and If-None-Match count.
       file: what is sent; its SHA-256 is the entity tag.
       headers: that the answer carries beside.
-      on_sent: told how many bytes went out, and whether the last one of the file was among them.
+      on_sent: told of each piece how many bytes it had, and whether the last one of the file was among them.
 
     Raises:
       FileNotFoundError: it has gone.
@@ -54,23 +58,56 @@ async def send_file(
     with await asyncio.to_thread(file.path.open, "rb", buffering=0) as opened:
         await response.prepare(request)
         if request.method != hdrs.METH_HEAD and end > start:
-            reached = start
-            try:
-                while reached < end:
-                    reached += await _send_piece(request, opened, reached, min(_PIECE, end - reached))
-            finally:
-                on_sent(reached - start, reached == file.size)
+            async for sent in _send(request.transport, opened, start, end):
+                start += sent
+                on_sent(sent, start == file.size)
         await response.write_eof()
     return response
 
 
-async def _send_piece(request: Request, opened: FileIO, offset: int, count: int) -> int:
-    if request.transport is None:
+async def _send(transport: asyncio.Transport | None, opened: FileIO, start: int, end: int) -> AsyncIterator[int]:
+    """Send bytes of a file, and yield how many after each piece.
+
+    Other than by asyncio's own sendfile, neither a slow disk nor a reader that keeps up holds the event loop: the
+    system call runs in a thread, and returns when the socket takes no more.
+    """
+    if transport is None:
         raise ConnectionResetError("the client has gone")
-    sent = await asyncio.get_running_loop().sendfile(request.transport, opened, offset, count)
-    if not sent:
-        raise ConnectionAbortedError(f"{opened.name} ends after {offset} bytes")
-    return sent
+    loop = asyncio.get_running_loop()
+    # The number of the socket's own descriptor could become another connection's while a thread writes to it.
+    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as connection:
+        while transport.get_write_buffer_size():  # the headers
+            await _writable(connection)
+        while start < end:
+            sending = loop.run_in_executor(
+                _SENDERS, os.sendfile, connection.fileno(), opened.fileno(), start, min(_PIECE, end - start)
+            )
+            try:
+                sent = await asyncio.shield(sending)
+            except BlockingIOError:
+                await _writable(connection)
+                continue
+            finally:
+                await asyncio.wait([sending])  # if this is cancelled: both descriptors are in use until then
+            if not sent:
+                raise ConnectionAbortedError(f"{opened.name} ends after {start} bytes")
+            start += sent
+            yield sent
+
+
+async def _writable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(connection, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(connection)
+
+
+def _settle(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _wanted(request: Request, file: SealedFile, headers: Mapping[str, str]) -> slice | None:
