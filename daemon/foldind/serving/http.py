@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import resource
 import socket
 from collections.abc import Callable, Iterable
 
@@ -144,7 +145,8 @@ class HttpServer:
 
     async def start(self, app: Application) -> None:
         """Begin to answer."""
-        logging.getLogger("aiohttp.server").setLevel(logging.ERROR)
+        logging.getLogger("aiohttp.server").setLevel(logging.ERROR)  # not a line for every port scanner
+        _allow_open_files()
         self._runner = AppRunner(
             app,
             access_log=None,
@@ -158,6 +160,12 @@ class HttpServer:
         """Answer what was asked, and close."""
         if self._runner:
             await self._runner.cleanup()
+
+
+def _allow_open_files() -> None:
+    """Take as many descriptors as the system gives; its default of 1,024 is too few for so many downloads."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(address: str) -> socket.socket:
