@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 from hashlib import sha256
-from http.client import HTTPMessage, HTTPResponse
+from http.client import HTTPMessage, HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -255,6 +255,15 @@ class TestFiles:
         assert (answer.status, answer.body) == (200, content(daemon, 4))
         answer = ask(daemon, f"{RESOLVE}/main/{SINGLE}", Range="bytes=5-9", If_Range=answer.headers["ETag"])
         assert (answer.status, answer.body) == (206, content(daemon, 4)[5:10])
+
+    def test_a_damaged_file_is_no_whole_answer(self, reopened: Callable[..., Wire]) -> None:
+        daemon = reopened().daemon
+        path = daemon.state / "snapshots" / "v4" / SINGLE
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(IncompleteRead):
+            ask(daemon, f"{RESOLVE}/v4/{SINGLE}")
+        assert "it ends after 5000 bytes" in daemon.log.read_text()
+        assert ask(daemon, f"{RESOLVE}/v4/config.json").status == 200
 
     def test_what_the_client_has(self, daemon: Daemon) -> None:
         tag = ask(daemon, f"{RESOLVE}/v4/{SINGLE}").headers["ETag"]

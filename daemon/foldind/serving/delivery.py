@@ -1,6 +1,7 @@
 """Sending files over HTTP: whole or a range, from the page cache to the socket without a copy through Python."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -58,10 +59,12 @@ async def send_file(
     with await asyncio.to_thread(file.path.open, "rb", buffering=0) as opened:
         await response.prepare(request)
         if request.method != hdrs.METH_HEAD and end > start:
-            async for sent in _send(request.transport, opened, start, end):
-                start += sent
-                on_sent(sent, start == file.size)
-        await response.write_eof()
+            try:
+                async for sent in _send(request.transport, opened, start, end):
+                    start += sent
+                    on_sent(sent, start == file.size)
+            except (ConnectionResetError, BrokenPipeError):  # the client has gone, which is its right
+                response.force_close()
     return response
 
 
@@ -90,7 +93,7 @@ async def _send(transport: asyncio.Transport | None, opened: FileIO, start: int,
             finally:
                 await asyncio.wait([sending])  # if this is cancelled: both descriptors are in use until then
             if not sent:
-                raise ConnectionAbortedError(f"{opened.name} ends after {start} bytes")
+                raise OSError(errno.EIO, f"it ends after {start} bytes", opened.name)
             start += sent
             yield sent
 
