@@ -1,7 +1,8 @@
 """64 readers that stream the newest snapshot of 350 MB again and again while ten checkpoints are merged.
 
 Every body is compared with the digest that its commit has, and probes are timed meanwhile. Four more readers are
-huggingface_hub's snapshot_download, which writes to the disk.
+huggingface_hub's snapshot_download, which writes to the disk. All readers are niced: elsewhere they have machines of
+their own, and here they would take the processors from the daemon and the merges.
 """
 
 import http.client
@@ -75,7 +76,9 @@ def reading(daemon: Daemon, folder: Path) -> Iterator[list[dict]]:
     hub_reader = Path(__file__).parent.parent / "end_to_end" / "hub_reader.py"
     commands = [[sys.executable, "-m", "tests.bench.fleet", daemon.http, until]] * PROCESSES
     commands.append([sys.executable, hub_reader, until, str(DOWNLOADERS), "snapshot"])
-    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for command in commands]
+    readers = [
+        subprocess.Popen(["nice", *command], stdout=subprocess.PIPE, text=True, env=environment) for command in commands
+    ]
     try:
         yield results
     finally:
