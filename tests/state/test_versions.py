@@ -10,6 +10,7 @@ from foldind.state.versions import Versions
 
 PUBLISHED, WITHDRAWN, PRUNED = VersionState
 Commit = Callable[..., Version]
+SKETCH = bytes(16)
 FILES = {"model.safetensors": FileDigest(10, "0" * 64)}
 
 
@@ -42,7 +43,7 @@ def commit(ledger: Ledger, versions: Versions) -> Commit:
             state_files={"accumulated.safetensors": FileDigest(5, "1" * 64)},
             files=FILES,
         )
-        versions.commit(version)
+        versions.commit(version, SKETCH)
         return version
 
     return make
@@ -83,7 +84,7 @@ def test_a_commit_happens_or_not(versions: Versions, ledger: Ledger, commit: Com
     submission = ledger.create(NewSubmission(FILES))
     again = Version(**{**vars(first), "submission_id": submission.id})
     with pytest.raises(Exception, match="UNIQUE"):
-        versions.commit(again)
+        versions.commit(again, SKETCH)
     assert ledger.get(submission.id).state is SubmissionState.RECEIVING
     assert versions.get(1).submission_id == first.submission_id
 

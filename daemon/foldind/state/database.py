@@ -10,7 +10,7 @@ from typing import Self
 
 from foldind.errors import StateError
 
-FORMAT = 4
+FORMAT = 5
 
 _UPGRADES = {
     2: (
@@ -23,6 +23,7 @@ _UPGRADES = {
         "ALTER TABLE submissions ADD COLUMN takes_out INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE submissions ADD COLUMN took_out TEXT NOT NULL DEFAULT ''",
     ),
+    4: ("CREATE TABLE sketches (submission_id TEXT PRIMARY KEY REFERENCES submissions (id), sketch BLOB NOT NULL)",),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""
 
@@ -82,6 +83,10 @@ CREATE TABLE versions (
   task_vector_norm_sum REAL NOT NULL,
   state_files TEXT NOT NULL,         -- JSON object: name -> [size, sha256]
   files TEXT NOT NULL
+);
+CREATE TABLE sketches (
+  submission_id TEXT PRIMARY KEY REFERENCES submissions (id),
+  sketch BLOB NOT NULL               -- float32, little-endian
 );
 CREATE TABLE aliases (
   name TEXT PRIMARY KEY,
