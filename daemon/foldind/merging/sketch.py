@@ -1,19 +1,21 @@
 """Sketches of task vectors: a few kilobytes of each, from which the cosine of any two can be estimated later.
 
-A tensor is taken as a matrix, its last dimension across (a vector as one column), and its sketch is
+A tensor is taken as a matrix, its last dimension across (a vector as one column). Where a chunk of c rows and a column
+cross is a cell, and the cells go round W buckets; in bucket w is
 
-    s_w = sum over the elements (i, j) in bucket w of  a_i b_qj tau_ij,    q = i // c
+    s_w = sum over its elements (i, j) of  a_i b_qj tau_ij,    q = i // c
 
-with random signs a_i of every row and b_qj of every column of every chunk of c rows; elements of a chunk that stand in
-one column share a bucket, and else they go round the buckets. So each chunk is one product, a^T tau, and what is left
-of it is a sixteenth. Sketches add up: that of a model is the sum of those of its tensors, or of their row blocks.
+with random signs a of every row and b of every cell. So tau is read once, by one product a^T tau a chunk, and what is
+left of it is a sixteenth. Sketches add up: that of a model is the sum of those of its tensors, or of their row blocks.
 
-Of <s(x), s(y)> = sum of sigma_e sigma_f x_e y_f over the elements e, f that share a bucket, sigma_e = a_i b_qj, the
-terms with e = f are <x, y>; in all others a sign occurs once, independent of the rest, so that their mean is zero.
+Unbiased: <s(x), s(y)> = sum of a_i b_qj a_k b_rl x_ij y_kl over the pairs that share a bucket. Pairs of an element with
+itself give <x, y>; in every other product a sign stands alone, of a row or of a cell, and has mean zero.
 
-Standard error of a cosine: sqrt((1 + cos^2) / WIDTH) by what meets in a bucket, 0.016 to 0.022, and of two equal ones
-nothing. What a chunk adds is sqrt(2 c / (m r)) for one matrix of m rows and stable rank r, and less by the root of
-their number for many.
+Standard error of a cosine: (1 - cos^2) sqrt(1 / W + 1 / C). C is the number of cells that hold most of x or y: of whole
+models it does not count, and of a single matrix of m rows and stable rank r it may be as small as m r / c. Seven real
+fine-tunings of a sentence encoder (22.7M parameters, cosines of 0.002 to 0.034, eight sets of signs) err by 0.015,
+their linear layers cut to rank 8 by 0.016, and to rank 1 by 0.019, where 1 / sqrt(W) is 0.016; with 1,024 buckets by
+0.032, with 16,384 by 0.008 to 0.014. With 4,096 (16 KB), what repeats another shows at once, and a cosine of 0.1 too.
 
 Source: Charikar, Chen & Farach-Colton, "Finding frequent items in data streams", 2002 (signs and buckets).
 """
@@ -28,10 +30,10 @@ from torch import Tensor
 from foldind.merging.rule import LowRank
 
 WIDTH = 4096
-"""Buckets."""
+"""W, how many buckets."""
 
 _CHUNK_ROWS = 16
-"""c, the most; fewer where a tensor would leave buckets empty."""
+"""c, at the most: a tensor has cells for all buckets, or one for every element."""
 
 
 def sketch(name: str, shape: Sequence[int], first: int, task_vector: Tensor) -> Tensor:
@@ -43,8 +45,7 @@ def sketch(name: str, shape: Sequence[int], first: int, task_vector: Tensor) -> 
       first: the first of the rows, along the first dimension.
       task_vector: these rows, float32, contiguous.
     """
-    columns = _columns(shape)
-    rows = task_vector.reshape(-1, columns)
+    rows = task_vector.reshape(-1, shape[-1] if len(shape) > 1 else 1)
     first *= math.prod(shape[1:-1])
     return _in_buckets(name, shape, first, _chunk_sums(name, shape, first, rows))
 
@@ -54,25 +55,22 @@ def sketch_factored(name: str, shape: Sequence[int], task_vector: LowRank) -> Te
     return _in_buckets(name, shape, 0, _chunk_sums(name, shape, 0, task_vector.up) @ task_vector.down)
 
 
-def _columns(shape: Sequence[int]) -> int:
-    return shape[-1] if len(shape) > 1 else 1
-
-
 def _chunk_rows(shape: Sequence[int]) -> int:
     return min(_CHUNK_ROWS, max(1, math.prod(shape) // WIDTH))
 
 
 def _chunk_sums(name: str, shape: Sequence[int], first: int, rows: Tensor) -> Tensor:
-    """Return a^T of each chunk that the rows have a part of: (chunks, columns)."""
+    """Return a^T tau of each chunk that the rows have a part of: (chunks, columns)."""
     c = _chunk_rows(shape)
     signs = _signs(name, "rows", first, len(rows))
     head = min(-first % c, len(rows))
     tail = len(rows) - (len(rows) - head) % c
-    sums = torch.bmm(signs[head:tail].view(-1, 1, c), rows[head:tail].view(-1, c, rows.shape[1]))[:, 0]
-    if head == 0 and tail == len(rows):
-        return sums
-    ends = [(signs[part] @ rows[part])[None] for part in (slice(head), slice(tail, None)) if len(signs[part])]
-    return torch.cat([*ends[: head > 0], sums, *ends[head > 0 :]])
+    sums = [torch.bmm(signs[head:tail].view(-1, 1, c), rows[head:tail].view(-1, c, rows.shape[1]))[:, 0]]
+    if head:
+        sums.insert(0, signs[None, :head] @ rows[:head])
+    if tail < len(rows):
+        sums.append(signs[None, tail:] @ rows[tail:])
+    return torch.cat(sums) if len(sums) > 1 else sums[0]
 
 
 def _in_buckets(name: str, shape: Sequence[int], first: int, sums: Tensor) -> Tensor:
@@ -81,7 +79,7 @@ def _in_buckets(name: str, shape: Sequence[int], first: int, sums: Tensor) -> Te
     start = (before + int(_stream(name, "start").random_raw())) % WIDTH
     turns = -(-(start + count) // WIDTH)
     buckets = torch.zeros(turns * WIDTH)
-    torch.mul(sums.view(-1), _signs(name, "columns", before, count), out=buckets[start : start + count])
+    torch.mul(sums.view(-1), _signs(name, "cells", before, count), out=buckets[start : start + count])
     return buckets.view(turns, WIDTH).sum(0)
 
 

@@ -71,4 +71,5 @@ def likeness(sketches: Sequence[Sketch]) -> Likeness:
 
 
 def _inner(one: Sketch, other: Sketch) -> float:
-    return sum(map(mul, one, other))
+    total: float = sum(map(mul, one, other))
+    return total
