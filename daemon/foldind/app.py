@@ -41,6 +41,7 @@ from foldind.state.folder import StateFolder
 from foldind.state.layout import check_recorded
 from foldind.state.ledger import Ledger
 from foldind.state.recovery import recover
+from foldind.state.sketches import Sketches
 from foldind.state.versions import Versions
 from foldind.systemd import READY, STOPPING, Systemd
 from foldind.worker.supervisor import Supervisor
@@ -76,7 +77,8 @@ def serve(root: Path, **flags: Any) -> None:
     with ExitStack() as stack:
         stack.enter_context(folder)
         database = stack.enter_context(Database(folder.ledger))
-        ledger, versions, census = Ledger(database), Versions(database), Census(database)
+        ledger, versions = Ledger(database), Versions(database)
+        census, sketches = Census(database), Sketches(database)
         recover(folder, ledger, versions)
         if head := versions.head():
             check_recorded(publication, configuration.merge.rule, head.state_files)
@@ -84,7 +86,7 @@ def serve(root: Path, **flags: Any) -> None:
         merge = configuration.merge
         log.info("merge rule %s, published as %s", merge.rule, publication)
         log.info("merging by the linear algebra of %s, threads a product: %d", merge.backend, merge.threads)
-        asyncio.run(_run(folder, configuration, settings, ledger, versions, census, plan))
+        asyncio.run(_run(folder, configuration, settings, ledger, versions, census, sketches, plan))
 
 
 async def _run(
@@ -94,6 +96,7 @@ async def _run(
     ledger: Ledger,
     versions: Versions,
     census: Census,
+    sketches: Sketches,
     plan: Plan,
 ) -> None:
     # Long copies and digests may not keep the loop, the metrics and short questions waiting for a thread.
@@ -118,7 +121,9 @@ async def _run(
     paths = LocalPaths(folder, ledger, Copies(folder, admission, metrics.received["path"]), settings)
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
     inbox = await asyncio.to_thread(_inbox, folder, ledger, admission, settings, metrics, changes)
-    metrics.add(StateCollector(folder, configuration.merge, census, versions, service, supervisor, preparation, inbox))
+    metrics.add(
+        StateCollector(folder, configuration.merge, census, versions, sketches, service, supervisor, preparation, inbox)
+    )
     healthiness = health.aio.HealthServicer()
 
     snapshots = SnapshotServicer(folder, versions, service, republication, changes, metrics)

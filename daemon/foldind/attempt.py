@@ -3,6 +3,7 @@
 Everything here blocks on the disk.
 """
 
+import base64
 import logging
 import secrets
 import time
@@ -156,7 +157,8 @@ class Attempts:
                 task_vector_norm_sum=result.task_vector_norm_sum,
                 state_files=result.state_files,
                 files=files,
-            )
+            ),
+            base64.b64decode(result.sketch),
         )
         point_latest(self._folder, self._versions)
         try:

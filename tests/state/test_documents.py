@@ -54,6 +54,7 @@ def result(submissions: int = 1) -> FoldResult:
         dropped=0.0,
         bases_computed=0,
         adapter=None,
+        sketch="",
         submissions=submissions,
         task_vector_norm_sum=2.0 * submissions,
         accumulated_norm=3.0,

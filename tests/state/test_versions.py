@@ -1,15 +1,19 @@
+import struct
 import time
 from collections.abc import Callable
 
 import pytest
 from foldind.errors import NotFound, WrongState
+from foldind.state.database import Database
 from foldind.state.durable import FileDigest
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import SubmissionState, Version, VersionState
+from foldind.state.sketches import Sketches
 from foldind.state.versions import Versions
 
 PUBLISHED, WITHDRAWN, PRUNED = VersionState
 Commit = Callable[..., Version]
+SKETCH = bytes(16)
 FILES = {"model.safetensors": FileDigest(10, "0" * 64)}
 
 
@@ -17,7 +21,7 @@ FILES = {"model.safetensors": FileDigest(10, "0" * 64)}
 def commit(ledger: Ledger, versions: Versions) -> Commit:
     """Merges one more submission, as far as the ledger is concerned."""
 
-    def make(name: str = "task") -> Version:
+    def make(name: str = "task", sketch: bytes = SKETCH) -> Version:
         submission = ledger.create(NewSubmission(FILES, name=name))
         ledger.enqueue(submission.id, FILES, submission.id)
         taken = ledger.take_next()
@@ -42,7 +46,7 @@ def commit(ledger: Ledger, versions: Versions) -> Commit:
             state_files={"accumulated.safetensors": FileDigest(5, "1" * 64)},
             files=FILES,
         )
-        versions.commit(version)
+        versions.commit(version, sketch)
         return version
 
     return make
@@ -83,7 +87,7 @@ def test_a_commit_happens_or_not(versions: Versions, ledger: Ledger, commit: Com
     submission = ledger.create(NewSubmission(FILES))
     again = Version(**{**vars(first), "submission_id": submission.id})
     with pytest.raises(Exception, match="UNIQUE"):
-        versions.commit(again)
+        versions.commit(again, SKETCH)
     assert ledger.get(submission.id).state is SubmissionState.RECEIVING
     assert versions.get(1).submission_id == first.submission_id
 
@@ -215,3 +219,19 @@ class TestPrune:
         versions.undo(versions.get(2))
         assert 1 not in versions.prune(1, time.time() + 1)
         assert versions.head() == versions.get(1)
+
+
+def test_sketches_are_kept_whatever_becomes_of_the_submission(
+    database: Database, ledger: Ledger, versions: Versions, commit: Commit
+) -> None:
+    sketches = Sketches(database)
+    assert (sketches.newest(9), sketches.of([])) == ([], {})
+    one, two, three = (commit(sketch=struct.pack("<2f", number, 0.5)).submission_id for number in range(3))
+    assert sketches.newest(9) == [three, two, one]
+    assert sketches.newest(2) == [three, two]
+    waiting = ledger.create(NewSubmission(FILES)).id
+    assert sketches.of([three, waiting, "none", one]) == {three: (2.0, 0.5), one: (0.0, 0.5)}
+    assert list(sketches.of([three, one])) == [three, one]
+    versions.undo(versions.get(3))
+    assert sketches.newest(9) == [two, one]
+    assert sketches.of([three]) == {three: (2.0, 0.5)}

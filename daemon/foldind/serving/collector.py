@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import sqlite3
@@ -24,6 +25,7 @@ from foldind.service import PAUSES, MergeService
 from foldind.state.census import Census
 from foldind.state.folder import StateFolder
 from foldind.state.records import SubmissionState
+from foldind.state.sketches import Sketches, cosine
 from foldind.state.snapshots import MANIFEST
 from foldind.state.versions import Versions
 from foldind.worker.supervisor import Supervisor
@@ -38,6 +40,9 @@ OUTCOMES = (
 )
 """The states that submissions end in."""
 
+COMPARED = 64
+"""With how many of those merged before it the newest submission is compared."""
+
 
 @dataclass(frozen=True)
 class StateCollector(Collector):
@@ -47,6 +52,7 @@ class StateCollector(Collector):
     merge: MergeSettings
     census: Census
     versions: Versions
+    sketches: Sketches
     service: MergeService
     supervisor: Supervisor
     preparation: Preparation
@@ -59,6 +65,7 @@ class StateCollector(Collector):
             self._inbox,
             self._submissions,
             self._model,
+            self._likeness,
             self._disk,
         )
         for part in parts:
@@ -159,6 +166,17 @@ class StateCollector(Collector):
             _statistics(split_ranks),
             "statistic",
         )
+
+    def _likeness(self) -> Iterator[Metric]:
+        sketches = list(self.sketches.of(self.sketches.newest(1 + COMPARED)).values())
+        cosines = [found for sketch in sketches[1:] if math.isfinite(found := abs(cosine(sketches[0], sketch)))]
+        if cosines:
+            yield _gauge(
+                "foldin_task_vector_cosine_max",
+                f"Largest |cosine| of the task vector merged last with those of the {COMPARED} before it, estimated "
+                "from sketches; 1: it repeats one, above 0.1: it shares some of it.",
+                max(cosines),
+            )
 
     def _disk(self) -> Iterator[Metric]:
         folder = self.folder

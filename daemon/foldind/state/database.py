@@ -26,7 +26,10 @@ _UPGRADES = {
         "ALTER TABLE submissions ADD COLUMN takes_out INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE submissions ADD COLUMN took_out TEXT NOT NULL DEFAULT ''",
     ),
-    4: (f"CREATE INDEX versions_by_commit ON versions ({COMMIT_ID})",),
+    4: (
+        f"CREATE INDEX versions_by_commit ON versions ({COMMIT_ID})",
+        "CREATE TABLE sketches (submission_id TEXT PRIMARY KEY REFERENCES submissions (id), sketch BLOB NOT NULL)",
+    ),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""
 
@@ -88,6 +91,10 @@ CREATE TABLE versions (
   files TEXT NOT NULL
 );
 CREATE INDEX versions_by_commit ON versions ({COMMIT_ID});
+CREATE TABLE sketches (
+  submission_id TEXT PRIMARY KEY REFERENCES submissions (id),
+  sketch BLOB NOT NULL               -- float32, little-endian
+);
 CREATE TABLE aliases (
   name TEXT PRIMARY KEY,
   version INTEGER NOT NULL REFERENCES versions (version)

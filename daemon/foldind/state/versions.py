@@ -12,6 +12,7 @@ from foldind.errors import NotFound, WrongState
 from foldind.state.database import COMMIT_ID, Database
 from foldind.state.records import Version, VersionState
 from foldind.state.rows import digests, existing, settle_merged, settle_put_back, settle_taken_out, settle_undone
+from foldind.state.sketches import record
 
 LATEST = "latest"
 
@@ -38,10 +39,16 @@ class Versions:
         """Return the highest number ever given; 0 before the first."""
         return int(self._database.query("SELECT coalesce(max(version), 0) FROM versions")[0][0])
 
-    def commit(self, version: Version) -> None:
-        """Record a sealed version: it exists, its submission is MERGED, and `latest` names it."""
+    def commit(self, version: Version, sketch: bytes) -> None:
+        """Record a sealed version: it exists, its submission is MERGED, and `latest` names it.
+
+        Args:
+          version: the version.
+          sketch: of what its submission changed, see state.sketches.
+        """
         with self._database.transaction() as connection:
             _insert(connection, version)
+            record(connection, version.submission_id, sketch)
             settle_merged(connection, version.submission_id, version.version)
             if took_out := existing(connection, version.submission_id).took_out:
                 settle_taken_out(connection, took_out, version.version)

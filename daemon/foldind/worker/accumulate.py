@@ -6,12 +6,16 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
 from foldind.merging.catalog import CATALOG
 from foldind.merging.rule import Factored, Rule, TensorRecord
+from foldind.merging.sketch import WIDTH
 from foldind.state.accumulators import AccumulatedState, StateWriter
 from foldind.state.durable import FileDigest
 from foldind.state.layout import RECORDS
@@ -35,6 +39,8 @@ class Accumulation(NamedTuple):
     """Of what a limit of the rank took out of it."""
     bases_computed: int
     """How many bases were not kept from before."""
+    sketch: Tensor
+    """Of the task vector, (WIDTH,) float32."""
     files: Mapping[str, FileDigest]
 
 
@@ -63,6 +69,7 @@ def accumulate(
     told: list[TensorStatistics] = []
     norms: list[float] = []
     folded: list[FoldedBlock] = []
+    sketched = torch.zeros(WIDTH, dtype=torch.float64)
     records: dict[str, list[TensorRecord]] = {}
     scratch = Path(request.state_folder)
     slots, kind = CATALOG[rule.name].all_slots, CATALOG[rule.name].statistics
@@ -86,13 +93,15 @@ def accumulate(
             parts: list[FoldedBlock] = []
             matrices: dict[int, list[FoldedBlock]] = {}
             for part in folding.parts_of(number, place):
-                state, figures = next(results)
+                state, figures, sketch = next(results)
                 if not math.isfinite(figures.task_vector_norm):
                     raise _refusal(not_finite(task_vectors, plan.folded[number:]))
                 if isinstance(state, Factored):
                     new.write_factored(place, state)
                 else:
                     new.write_dense(state)
+                if sketch is not None:
+                    sketched += sketch
                 parts.append(figures)
                 matrices.setdefault(part.matrix, []).append(figures)
             folded += parts
@@ -118,6 +127,7 @@ def accumulate(
             norm,
             math.hypot(*(part.dropped_squared**0.5 for part in folded)),
             sum(part.basis_computed for part in folded),
+            sketched.float(),
             files,
         )
 

@@ -27,6 +27,11 @@ class Block(NamedTuple):
     """Name of the file of the basis of the matrix that it is of, if it is of the weight of a linear layer."""
 
     @property
+    def first(self) -> int:
+        """The first of its rows."""
+        return self.rows[0] if self.rows else 0
+
+    @property
     def of_large(self) -> bool:
         """Whether it is of a large matrix."""
         return bool(self.basis_file) and is_large(self.tensor.shape)
@@ -34,7 +39,7 @@ class Block(NamedTuple):
     @property
     def matrix(self) -> int:
         """Number of the matrix that it is of, among those that are stacked in its tensor; else 0."""
-        return self.rows[0] if self.rows and self.basis_file and len(self.tensor.shape) > 2 else 0
+        return self.first if self.basis_file and len(self.tensor.shape) > 2 else 0
 
     def fold_bytes(self, rule: Entry) -> int:
         """Return how many bytes folding it takes at the most."""

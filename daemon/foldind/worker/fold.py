@@ -3,6 +3,7 @@
 Two passes: accumulate.py writes the new state, and then publish.py what is published of it.
 """
 
+import base64
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         tensors=accumulation.tensors,
         bases_computed=accumulation.bases_computed,
         adapter=published.adapter,
+        sketch=base64.b64encode(accumulation.sketch.numpy().astype("<f4").tobytes()).decode(),
         state_files=accumulation.files,
         snapshot_files=published.snapshot_files,
         peak_resident_bytes=0,

@@ -13,6 +13,7 @@ from foldind.checkpoints.plan import Treatment
 from foldind.merging.catalog import ACCUMULATED, CATALOG, slot_shapes
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.rule import Factored, FoldedState, Rule, State, Step
+from foldind.merging.sketch import sketch, sketch_factored
 from foldind.state.accumulators import AccumulatedState, Place
 from foldind.state.basisfile import open_basis, read_basis
 from foldind.state.layout import Representation
@@ -24,6 +25,9 @@ from foldind.worker.taskvectors.contract import TaskVectors
 from foldind.worker.taskvectors.statistics import Statistics
 
 Part = Block | FactoredMatrix
+
+Result = tuple[State | Factored, FoldedBlock, Tensor | None]
+"""A part of the new state, its figures, and the sketch of its task vector; None: that is zero, or not finite."""
 
 
 class Folding:
@@ -72,8 +76,8 @@ class Folding:
             case Representation.DENSE:
                 yield from tensor_blocks(number, place.tensor, whole=self._rule.accumulation.whole)
 
-    def results(self, places: Sequence[Place]) -> Generator[tuple[State | Factored, FoldedBlock], None, None]:
-        """Yield every part of the new state, in order, and its figures; of what is not finite, nothing to rely on."""
+    def results(self, places: Sequence[Place]) -> Generator[Result, None, None]:
+        """Yield every part of the new state, in order; of what is not finite, nothing to rely on."""
         parts = (part for number, place in enumerate(places) for part in self.parts_of(number, place))
         for large, run in groupby(parts, self._large_matrix):
             if self._old and large:
@@ -90,14 +94,15 @@ class Folding:
     def _representation(self, part: Part) -> Representation:
         return self._old.representation(part.tensor.name) if self._old else Representation.ZERO
 
-    def _fold(self, part: Part) -> tuple[State | Factored, FoldedBlock]:
+    def _fold(self, part: Part) -> Result:
         return self._fold_block(part) if isinstance(part, Block) else self._fold_factored(part)
 
-    def _fold_block(self, block: Block) -> tuple[State, FoldedBlock]:
+    def _fold_block(self, block: Block) -> Result:
         task_vector = self._task_vectors.read(block.tensor, block.rows)
         task_vector_norm = frobenius_norm(task_vector)
         if not math.isfinite(task_vector_norm):
-            return {}, FoldedBlock.not_finite(task_vector_norm)
+            return {}, FoldedBlock.not_finite(task_vector_norm), None
+        sketched = sketch(block.tensor.name, block.tensor.shape, block.first, task_vector) if task_vector_norm else None
         state, merged_before = self._state(block)
         if block.basis_file:  # it may be one of stacked matrices
             state = {slot: values.flatten(0, -2) for slot, values in state.items()}
@@ -113,7 +118,7 @@ class Folding:
             state, removed_squared = self._fold_into(state, task_vector, self._step(block))
             split_rank, computed = 0, False
         norm = frobenius_norm(state[ACCUMULATED])
-        return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed)
+        return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed), sketched
 
     def _fold_into(self, state: State, task_vector: Tensor, step: Step) -> FoldedState:
         if not self._request.take_out:
@@ -130,8 +135,7 @@ class Folding:
         return self._old.read_state(block.tensor.name, block.rows), True
 
     def _step(self, block: Block) -> Step:
-        first = block.rows[0] if block.rows else 0
-        digest = sha256(f"{self._request.seed} {block.tensor.name} {first}".encode()).digest()
+        digest = sha256(f"{self._request.seed} {block.tensor.name} {block.first}".encode()).digest()
         statistics = self._statistics.read(block.tensor, block.rows) if self._statistics else None
         if statistics is not None and block.basis_file:
             statistics = statistics.flatten(0, -2)
@@ -142,7 +146,7 @@ class Folding:
             block.tensor.name in self._tables,
         )
 
-    def _fold_factored(self, matrix: FactoredMatrix) -> tuple[Factored, FoldedBlock]:
+    def _fold_factored(self, matrix: FactoredMatrix) -> Result:
         tensor = matrix.tensor
         source = self._task_vectors.low_rank(tensor)
         assert source is not None
@@ -152,10 +156,11 @@ class Folding:
         else:
             accumulated = self._old.factors(tensor.name)
         if source.rank == 0:
-            return accumulated, FoldedBlock(0.0, _norm(accumulated), rank=len(accumulated.singular_values))
+            return accumulated, FoldedBlock(0.0, _norm(accumulated), rank=len(accumulated.singular_values)), None
         task_vector = source.read()
         if not all(math.isfinite(norm := frobenius_norm(factor)) for factor in task_vector):
-            return accumulated, FoldedBlock.not_finite(norm)
+            return accumulated, FoldedBlock.not_finite(norm), None
+        sketched = sketch_factored(tensor.name, tensor.shape, task_vector)
         if self._request.take_out:
             task_vector = task_vector._replace(up=-task_vector.up)
         fold_factored = self._rule.accumulation.fold_factored
@@ -166,7 +171,7 @@ class Folding:
             project=self._entry.projects and tensor.treatment is Treatment.PROJECTED,
             max_rank=self._request.max_rank,
         )
-        return folded.accumulated, FoldedBlock(
+        figures = FoldedBlock(
             folded.task_vector_norm,
             _norm(folded.accumulated),
             folded.removed_squared,
@@ -174,10 +179,9 @@ class Folding:
             rank=len(folded.accumulated.singular_values),
             dropped_squared=folded.dropped_squared,
         )
+        return folded.accumulated, figures, sketched
 
-    def _fold_large(
-        self, blocks: Sequence[Block], old: AccumulatedState
-    ) -> Generator[tuple[State, FoldedBlock], None, None]:
+    def _fold_large(self, blocks: Sequence[Block], old: AccumulatedState) -> Generator[Result, None, None]:
         projection = self._rule.accumulation.projection
         assert projection is not None
         path = self._bases / blocks[0].basis_file

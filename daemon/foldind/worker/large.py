@@ -16,6 +16,7 @@ from foldind.merging.basis import Basis, settle_lengths
 from foldind.merging.catalog import ACCUMULATED, CATALOG
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.rule import Decomposition, Overlap, Projection, State
+from foldind.merging.sketch import sketch
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import BasisFile, BasisWriter
 from foldind.worker.blocks import Block, FoldedBlock, row_blocks
@@ -57,8 +58,8 @@ def fold_large(
     basis_file: BasisFile,
     computed: bool,
     parallelism: Parallelism,
-) -> Generator[tuple[State, FoldedBlock], None, None]:
-    """Yield the row blocks of a large matrix of the new state, float32, and their figures, in order.
+) -> Generator[tuple[State, FoldedBlock, Tensor | None], None, None]:
+    """Yield the row blocks of a large matrix of the new state, float32, in order, as folding.Result.
 
     Of one whose task vector is not finite, nothing but that is yielded.
 
@@ -78,31 +79,35 @@ def fold_large(
         task_vector = task_vectors.read(block.tensor, block.rows)
         return accumulated, task_vector, basis._replace(left=basis_file.read_left(block.rows))
 
-    def measure(block: Block) -> tuple[float, Overlap]:
+    def measure(block: Block) -> tuple[float, Tensor, Overlap]:
         accumulated, task_vector, rows = read(block)
-        return frobenius_norm(task_vector), projection.overlap(accumulated, task_vector, rows)
+        sketched = sketch(block.tensor.name, block.tensor.shape, block.first, task_vector)
+        return frobenius_norm(task_vector), sketched, projection.overlap(accumulated, task_vector, rows)
 
     norms: list[float] = []
+    sketches: list[Tensor] = []
     total: Overlap | None = None
     with closing(ordered_map(measure, blocks, lambda block: block.fold_bytes(_RULE), parallelism)) as measured:
-        for norm, overlap in measured:
+        for norm, sketched, overlap in measured:
             norms.append(norm)
+            sketches.append(sketched)
             total = total.plus(overlap) if total else overlap
     assert total is not None
     if not math.isfinite(norm := math.hypot(*norms)):
-        yield {}, FoldedBlock.not_finite(norm)
+        yield {}, FoldedBlock.not_finite(norm), None
         return
     removal = projection.removal(total, basis)
 
-    def fold(numbered: tuple[int, Block]) -> tuple[State, FoldedBlock]:
+    def fold(numbered: tuple[int, Block]) -> tuple[State, FoldedBlock, Tensor]:
         number, block = numbered
         folded = projection.fold(*read(block), removal)
-        return {ACCUMULATED: folded.accumulated}, FoldedBlock(
+        figures = FoldedBlock(
             task_vector_norm=norms[number],
             accumulated_norm=frobenius_norm(folded.accumulated),
             removed_squared=folded.removed_squared + (0.0 if number else removal.squared),
             split_rank=basis.split_rank,
             basis_computed=computed and not number,
         )
+        return {ACCUMULATED: folded.accumulated}, figures, sketches[number]
 
     yield from ordered_map(fold, enumerate(blocks), lambda numbered: numbered[1].fold_bytes(_RULE), parallelism)

@@ -178,6 +178,8 @@ class FoldResult:
     """How many bases were not kept from before."""
     adapter: AdapterStatistics | None
     """Of the adapter, if one was published."""
+    sketch: str
+    """Of the task vector, see merging.sketch: float32, little-endian, in base64."""
     state_files: Mapping[str, FileDigest]
     snapshot_files: Mapping[str, FileDigest]
     peak_resident_bytes: int
