@@ -31,8 +31,14 @@ from foldind.preparation import Preparation
 from foldind.republication import Republication
 from foldind.service import MergeService
 from foldind.serving.collector import StateCollector
+from foldind.serving.downloads import Downloads
 from foldind.serving.http import HttpServer, application
 from foldind.serving.hub import Hub
+from foldind.serving.pages.content import Content
+from foldind.serving.pages.likeness import Likenesses
+from foldind.serving.pages.manifests import Manifests
+from foldind.serving.pages.rendering import Templates
+from foldind.serving.pages.routes import Pages
 from foldind.serving.snapshots import SnapshotServicer
 from foldind.serving.submissions import SubmissionServicer
 from foldind.state.census import Census
@@ -131,10 +137,20 @@ async def _run(
     http = HttpServer(settings.http) if settings.http else None
 
     if http:
-        hub = Hub(folder, versions, settings.model_id, metrics)
+        downloads = Downloads()
+        hub = Hub(folder, versions, settings.model_id, metrics, downloads)
+        manifests, likenesses = Manifests(folder, plan), Likenesses(sketches, ledger)
+        content = Content(ledger, versions, census, likenesses, manifests, service, downloads)
+        pages = Pages(content, _templates(configuration, settings), changes, port)
         token = settings.http_token.get_secret_value()
         await http.start(
-            application(metrics.registry, lambda: service.gets_on, lambda: service.unready_reason, hub.routes(), token)
+            application(
+                metrics.registry,
+                lambda: service.gets_on,
+                lambda: service.unready_reason,
+                [*pages.routes(), *hub.routes()],
+                token,
+            )
         )
         log.info("%s for clients of the Hugging Face Hub, metrics and health on http://%s", hub.model_id, http.address)
     await server.start()
@@ -168,6 +184,7 @@ async def _run(
     # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who uses it.
     await server.stop(_CALLS_END_SECONDS)
     if http:
+        pages.stop()
         await http.stop()
     log.info("stopped")
     for ended in (merging, watching):
@@ -189,6 +206,12 @@ def _inbox(
     inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
     inbox.prepare()
     return inbox
+
+
+def _templates(configuration: Configuration, settings: ServeSettings) -> Templates:
+    merge = configuration.merge
+    publication = str(merge.publication(settings.publication))
+    return Templates({"model_id": settings.model_id, "rule": str(merge.rule), "publication": publication})
 
 
 async def _tell_status(systemd: Systemd, service: MergeService, changes: Changes) -> None:

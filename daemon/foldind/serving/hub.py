@@ -54,9 +54,7 @@ class Hub:
       downloads: where whole files are counted.
     """
 
-    def __init__(
-        self, folder: StateFolder, versions: Versions, model_id: str, metrics: Metrics, downloads: Downloads
-    ):
+    def __init__(self, folder: StateFolder, versions: Versions, model_id: str, metrics: Metrics, downloads: Downloads):
         self._folder = folder
         self._versions = versions
         self.model_id = model_id

@@ -112,7 +112,9 @@ class Versions:
     def page_before(self, before: int, size: int) -> list[Version]:
         """Return up to `size` versions below `before`, newest first."""
         rows = self._database.query(
-            f"{_SELECT} WHERE versions.version < ? ORDER BY versions.version DESC LIMIT ?", min(before, _NO_NUMBER), size
+            f"{_SELECT} WHERE versions.version < ? ORDER BY versions.version DESC LIMIT ?",
+            min(before, _NO_NUMBER),
+            size,
         )
         return [_version(row) for row in rows]
 

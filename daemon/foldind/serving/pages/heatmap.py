@@ -122,12 +122,13 @@ class _Quantity:
     of: Callable[[Cell], float | None]
     reads: Callable[[float], str]
     low_stands_out: bool = False
+    adds: Callable[[Cell], str] = lambda cell: ""
 
 
 _QUANTITIES = (
     _Quantity(
         "Kept share",
-        "How much of each task vector is new: 100 % is orthogonal to all that was merged before, less collides with it.",
+        "How much of each task vector is new: 100 % is orthogonal to what was merged before, less collides with it.",
         lambda cell: cell.kept,
         lambda value: f"{100 * value:.1f} %",
         low_stands_out=True,
@@ -137,6 +138,7 @@ _QUANTITIES = (
         "How many directions counted as taken by what was merged before, relative to the rank.",
         lambda cell: cell.rank_share,
         lambda value: f"{100 * value:.1f} %",
+        adds=lambda cell: f", {cell.ranks}",
     ),
     _Quantity(
         "Task vector norm",
@@ -194,9 +196,7 @@ def _figure(quantity: _Quantity, cells: Sequence[Cell], stacks: Sequence[str]) -
     )
 
 
-def _grid(
-    quantity: _Quantity, stack: str, cells: Sequence[Cell], step: Callable[[float | None], int | None]
-) -> Grid:
+def _grid(quantity: _Quantity, stack: str, cells: Sequence[Cell], step: Callable[[float | None], int | None]) -> Grid:
     kinds = list(dict.fromkeys(cell.place.kind for cell in cells))
     layers = list(dict.fromkeys(cell.place.layer for cell in cells))
     height = next((height for most, height in _HEIGHTS if len(layers) <= most), _LEAST_HEIGHT)
@@ -227,9 +227,7 @@ def _grid(
 
 
 def _reads(quantity: _Quantity, cell: Cell, value: float | None) -> str:
-    text = "unchanged" if value is None else f"{quantity.title.lower()} {quantity.reads(value)}"
-    if value is not None and quantity.title == "Split rank":
-        text += f" ({cell.ranks})"
+    text = "unchanged" if value is None else f"{quantity.reads(value)}{quantity.adds(cell)}"
     return f"{text}, {len(cell.tensors)} tensors" if len(cell.tensors) > 1 else text
 
 
