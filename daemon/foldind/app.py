@@ -139,8 +139,7 @@ async def _run(
     if http:
         downloads = Downloads()
         hub = Hub(folder, versions, settings.model_id, metrics, downloads)
-        manifests, likenesses = Manifests(folder, plan), Likenesses(sketches, ledger)
-        content = Content(ledger, versions, census, likenesses, manifests, service, downloads)
+        content = _content(folder, plan, ledger, versions, census, sketches, service, downloads)
         pages = Pages(content, _templates(configuration, settings), changes, port)
         token = settings.http_token.get_secret_value()
         await http.start(
@@ -206,6 +205,20 @@ def _inbox(
     inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
     inbox.prepare()
     return inbox
+
+
+def _content(
+    folder: StateFolder,
+    plan: Plan,
+    ledger: Ledger,
+    versions: Versions,
+    census: Census,
+    sketches: Sketches,
+    service: MergeService,
+    downloads: Downloads,
+) -> Content:
+    manifests, likenesses = Manifests(folder, plan), Likenesses(sketches, ledger)
+    return Content(ledger, versions, census, likenesses, manifests, service, downloads)
 
 
 def _templates(configuration: Configuration, settings: ServeSettings) -> Templates:

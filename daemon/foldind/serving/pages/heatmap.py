@@ -100,6 +100,8 @@ class Figure:
     title: str
     explanation: str
     grids: tuple[Grid, ...]
+    ends: tuple[str, str]
+    """What the scale begins and ends with."""
     legend: tuple[str, ...]
     """What each step stands for, of the first to the last."""
 
@@ -186,12 +188,14 @@ def _figure(quantity: _Quantity, cells: Sequence[Cell], stacks: Sequence[str]) -
         return STEPS - 1 - found if quantity.low_stands_out else found
 
     edges = [low + width * edge / STEPS for edge in range(STEPS + 1)]
+    ends = (quantity.reads(low), quantity.reads(low + width))
     legend = [f"{quantity.reads(start)} to {quantity.reads(end)}" for start, end in pairwise(edges)]
     grids = (_grid(quantity, stack, [cell for cell in cells if cell.place.stack == stack], step) for stack in stacks)
     return Figure(
         quantity.title,
         quantity.explanation,
         tuple(grids),
+        (ends[1], ends[0]) if quantity.low_stands_out else ends,
         tuple(reversed(legend) if quantity.low_stands_out else legend),
     )
 

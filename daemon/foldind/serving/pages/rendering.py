@@ -40,6 +40,7 @@ class Templates:
             "moment": moment,
             "age": age,
             "cosine_class": cosine_class,
+            "hundredths": hundredths,
         }
         self._environment.globals |= {"cell_width": CELL_WIDTH, "steps": STEPS, **always}
 
@@ -93,3 +94,8 @@ def cosine_class(value: float) -> str:
         return "none"
     level = sum(abs(value) >= edge for edge in _COSINES)
     return f"{'n' if value < 0 and level else 'c'}{level}"
+
+
+def hundredths(value: float) -> str:
+    """Return a cosine in hundredths."""
+    return str(round(100 * value)) if math.isfinite(value) else "?"
