@@ -16,6 +16,8 @@ _LABEL_HEIGHT = 12
 _LETTER = 6.4
 _LONGEST = 26
 _MARGIN = 8
+_LEAST_SPREAD = 0.9
+"""Where a scale of shares that ends at 1 begins at the most, so that little differences look little."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,8 @@ def place(name: str) -> Place:
 
 def _figure(quantity: _Quantity, cells: Sequence[Cell], stacks: Sequence[str]) -> Figure:
     values = [value for cell in cells if (value := quantity.of(cell)) is not None and math.isfinite(value)]
-    low = min(values, default=0.0) if quantity.low_stands_out else 0.0
-    high = 1.0 if quantity.low_stands_out else max(values, default=0.0)
-    width = (high - low) or 1.0
+    low = min([_LEAST_SPREAD, *values]) if quantity.low_stands_out else 0.0
+    width = 1.0 - low if quantity.low_stands_out else max(values, default=0.0) or 1.0
 
     def step(value: float | None) -> int | None:
         if value is None or not math.isfinite(value):
