@@ -107,12 +107,16 @@ class _Sums:
             differ &= ~(np.isnan(first) & np.isnan(second))
             first, second = first[finite], second[finite]
         self.changed += int(np.count_nonzero(differ))
-        self.first += float(first @ first)
-        self.second += float(second @ second)
-        self.product += float(first @ second)
+        self.first += _inner(first, first)
+        self.second += _inner(second, second)
+        self.product += _inner(first, second)
         second -= first
-        self.difference += float(second @ second)
+        self.difference += _inner(second, second)
         self.largest = max(self.largest, float(second.max(initial=0)), -float(second.min(initial=0)))
+
+
+def _inner(one: "NDArray[np.float64]", other: "NDArray[np.float64]") -> float:
+    return float(np.einsum("i,i->", one, other))  # a dot product of BLAS wakes threads for every block: slower
 
 
 def _difference(name: str, tensor: ServedTensor, sums: _Sums | None) -> TensorDifference:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from foldin.client import Client
 
-BLOCK_ELEMENTS = 2**18
+BLOCK_ELEMENTS = 2**16
 
 MOST_FETCHES = 2  # of a small file whose bytes arrive altered
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
@@ -189,6 +189,8 @@ def _read_header(client: "Client", version: int, file: File) -> dict[str, Served
             length = int.from_bytes(head[:8], "little")
             if len(head) >= 8 + min(length, _MOST_HEADER_BYTES):
                 break
+    if length > min(_MOST_HEADER_BYTES, file.size - 8):
+        raise _malformed(file.name, version)
     shard = Shard(file, 8 + length, hashlib.sha256(head[: 8 + length]))
     try:
         header = json.loads(head[8 : 8 + length])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foldin.cli.options import AsJson, Server, examples
-from foldin.cli.session import connected, emit
+from foldin.cli.session import connected, emit, printable
 
 if TYPE_CHECKING:
     from foldin.differences import Difference, TensorDifference
@@ -52,54 +52,66 @@ def diff(
 
 
 def _print(found: "Difference", shown: "list[TensorDifference]") -> None:
-    from foldin.cli.rendering import described, print_out, table_of
-    from foldin.cli.session import printable
+    _print_lineage(found)
+    if found.unread == len(found.tensors):
+        typer.echo("Their models are the same, byte by byte.")
+        return
+    _print_tensors(found, shown)
+    if left := len(found.tensors) - len(shown):
+        typer.echo(f"{_tensors(left)} more: --all shows them.")
+    if found.unread:
+        typer.echo(
+            f"{_tensors(found.unread)} in files that are equal in both: not read, and not in the norm that the change "
+            "of the whole model is relative to."
+        )
 
-    a, b = f"v{found.a.version}", f"v{found.b.version}"
-    base = f"v{found.lineage.ancestor}" if found.lineage.ancestor else "the base"
-    lines = [f"v{step.version} is undone: it {described(step)}" for step in found.lineage.undone]
-    lines += [f"v{step.version} {described(step)}" for step in found.lineage.done]
-    typer.echo(
-        f"{a} is {b}." if a == b else f"From {a} to {b}, by way of {base}:" if _turns(found) else f"From {a} to {b}:"
-    )
-    for line in lines:
-        typer.echo(printable(f"  {line}"))
+
+def _print_lineage(found: "Difference") -> None:
+    from foldin.cli.rendering import described
+
+    ancestor, undone, done = found.lineage.ancestor, found.lineage.undone, found.lineage.done
+    if not (undone or done):
+        typer.echo(f"Both are v{found.a.version}.")
+        return
+    through = (f"v{ancestor}" if ancestor else "the base") if undone and done else ""
+    typer.echo(f"From v{found.a.version} to v{found.b.version}{f', through {through}' if through else ''}:")
+    for step in undone:
+        typer.echo(printable(f"  v{step.version} is undone: it {described(step)}"))
+    for step in done:
+        typer.echo(printable(f"  v{step.version} {described(step)}"))
     typer.echo()
+
+
+def _print_tensors(found: "Difference", shown: "list[TensorDifference]") -> None:
+    from foldin.cli.rendering import print_out, table_of
+
     rows = [
-        (
+        _row(
+            tensor,
             tensor.name,
             f"{tensor.dtype} {'x'.join(map(str, tensor.shape)) or 'scalar'}",
-            f"{100 * tensor.relative:.4g} %",
-            f"{tensor.difference_norm:.4g}",
             "" if tensor.cosine is None else f"{tensor.cosine:.6f}",
-            f"{tensor.largest_change:.4g}",
-            f"{100 * tensor.changed_share:.4g} %",
         )
         for tensor in shown
     ]
-    rows.append(
-        (
-            "the whole model",
-            f"{found.elements} elements",
-            f"{100 * found.relative:.4g} %",
-            f"{found.difference_norm:.4g}",
-            "",
-            f"{found.largest_change:.4g}",
-            f"{100 * found.changed_share:.4g} %",
-        )
+    rows.append(_row(found, "the whole model", f"{found.elements} elements", ""))
+    print_out(table_of(("tensor", "", "relative change", "norm of change", "largest", "changed", "cosine"), rows))
+
+
+def _row(changed: "TensorDifference | Difference", name: str, size: str, cosine: str) -> tuple[str, ...]:
+    return (
+        name,
+        size,
+        f"{100 * changed.relative:.4g} %",
+        f"{changed.difference_norm:.4g}",
+        f"{changed.largest_change:.4g}",
+        f"{100 * changed.changed_share:.4g} %",
+        cosine,
     )
-    print_out(table_of(("tensor", "", "relative change", "norm", "cosine", "largest", "elements changed"), rows))
-    if left := len(found.tensors) - len(shown):
-        typer.echo(f"{left} more tensor{'s' if left > 1 else ''}: --all shows all, --json too.")
-    if found.unread:
-        typer.echo(
-            f"{found.unread} tensor{'s' if found.unread > 1 else ''} in files that are equal in both: not read, and "
-            "not in the norm that the model's change is relative to."
-        )
 
 
-def _turns(found: "Difference") -> bool:
-    return bool(found.lineage.undone and found.lineage.done)
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'' if count == 1 else 's'}"
 
 
 COMMANDS = (
