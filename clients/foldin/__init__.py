@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from foldin.errors import Refused as Refused
     from foldin.errors import ResourceExhausted as ResourceExhausted
     from foldin.errors import ServerUnavailable as ServerUnavailable
+    from foldin.gate import Gate as Gate
     from foldin.lineage import Change as Change
     from foldin.lineage import Lineage as Lineage
     from foldin.lineage import Step as Step
@@ -70,6 +71,7 @@ _HOME = {
     "TensorStatistics": "manifest",
     "tensor_statistics": "manifest",
     "File": "models",
+    "Gate": "gate",
     "Progress": "models",
     "PulledAdapter": "models",
     "Rollback": "models",

@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from foldin.gate import Gate
 from foldin.vocabulary import CommonRows, VocabPolicy
 
 
@@ -188,6 +189,7 @@ class Snapshot:
       publication: how the state was published; empty from a daemon that does not tell.
       variant: whether it is the state of its parent, published in another way.
       files: the files of the model folder, and those of its adapter; empty once pruned.
+      gate: what the operator's gate said of it; None if none was asked.
     """
 
     version: int
@@ -207,6 +209,7 @@ class Snapshot:
     publication: str
     variant: bool
     files: tuple[File, ...]
+    gate: Gate | None = None
 
     @property
     def size(self) -> int:
@@ -238,6 +241,7 @@ class Snapshot:
             "publication": self.publication,
             "variant": self.variant,
             "files": [file.to_json() for file in self.files],
+            "gate": self.gate.to_json() if self.gate else None,
         }
 
 

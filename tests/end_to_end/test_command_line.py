@@ -54,6 +54,7 @@ SNAPSHOT = {
     "publication",
     "variant",
     "files",
+    "gate",
 }
 
 STEP = {

@@ -18,7 +18,11 @@ from foldin.vocabulary import VocabPolicy
 # Where stdout is no terminal rich would assume 80 columns and cut ids off.
 WIDTH_OF_PIPES = 200
 
-_COLOURS = {"MERGED": "green", "PUBLISHED": "green", "MERGING": "cyan", "REJECTED": "red", "QUARANTINED": "red"}
+_COLOURS = {"MERGED": "green", "PUBLISHED": "green", "MERGING": "cyan", "REJECTED": "red", "QUARANTINED": "red"} | {
+    "PASSED": "green",
+    "RUNNING": "cyan",
+    "FAILED": "red",
+}
 
 
 def print_submissions(submissions: list[Submission]) -> None:
@@ -76,6 +80,7 @@ def print_snapshots(snapshots: list[Snapshot]) -> None:
     if not snapshots:
         print_out(Text("no snapshots: nothing has been merged yet"))
         return
+    gated = any(snapshot.gate for snapshot in snapshots)
     rows = [
         (
             _version(snapshot.version),
@@ -88,11 +93,12 @@ def print_snapshots(snapshots: list[Snapshot]) -> None:
             f"{snapshot.lambda_:.4g}",
             decimal(snapshot.size) if snapshot.files else "",
             _moment(snapshot.created_at),
+            *((_state(snapshot.gate.verdict if snapshot.gate else ""),) if gated else ()),
         )
         for snapshot in snapshots
     ]
     headings = ("version", "state", "aliases", "contains", "added", "lambda", "size", "created (UTC)")
-    print_out(table_of(headings, rows))
+    print_out(table_of((*headings, "gate") if gated else headings, rows))
 
 
 def print_snapshot(snapshot: Snapshot, lineage: Sequence[Step]) -> None:
@@ -116,6 +122,10 @@ def print_snapshot(snapshot: Snapshot, lineage: Sequence[Step]) -> None:
         ("merge took", f"{snapshot.merge_seconds:.1f} s"),
         ("created (UTC)", _moment(snapshot.created_at)),
     ]
+    if gate := snapshot.gate:
+        lines.append(("gate", _state(gate.verdict)))
+        lines += [("", gate.reason)] if gate.reason else []
+        lines += [("score", f"{name}  {score:.6g}") for name, score in gate.scores.items()]
     lines += [("file", f"{file.name}  {decimal(file.size)}") for file in snapshot.files]
     lines += [("" if n else "before it", f"v{step.version} {described(step)}") for n, step in enumerate(ancestors)]
     if lineage[-1].parent and ancestors:
