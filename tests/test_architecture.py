@@ -13,14 +13,14 @@ CLIENT = ROOT / "clients" / "foldin"
 
 LEVELS = (
     {"errors"},
-    {"memory", "changes", "logs", "metrics", "pulse", "systemd"},
+    {"memory", "changes", "logs", "metrics", "programs", "pulse", "systemd"},
     {"checkpoints", "merging"},
     {"config"},
     {"state"},
     {"worker"},
     {"documents"},
     {"intake"},
-    {"attempt", "housekeeping", "preparation", "republication"},
+    {"attempt", "gate", "housekeeping", "preparation", "republication"},
     {"service"},
     {"serving"},
     {"app", "evaluation"},

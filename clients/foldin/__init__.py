@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldin.client import Client as Client
+    from foldin.comparison import diff as diff
+    from foldin.differences import Difference as Difference
+    from foldin.differences import TensorDifference as TensorDifference
     from foldin.errors import AlreadyExists as AlreadyExists
     from foldin.errors import CheckpointError as CheckpointError
     from foldin.errors import DataLoss as DataLoss
@@ -23,6 +26,13 @@ if TYPE_CHECKING:
     from foldin.errors import Refused as Refused
     from foldin.errors import ResourceExhausted as ResourceExhausted
     from foldin.errors import ServerUnavailable as ServerUnavailable
+    from foldin.gate import Gate as Gate
+    from foldin.lineage import Change as Change
+    from foldin.lineage import Lineage as Lineage
+    from foldin.lineage import Step as Step
+    from foldin.lineage import lineage_of as lineage_of
+    from foldin.manifest import TensorStatistics as TensorStatistics
+    from foldin.manifest import tensor_statistics as tensor_statistics
     from foldin.models import File as File
     from foldin.models import Progress as Progress
     from foldin.models import PulledAdapter as PulledAdapter
@@ -39,6 +49,9 @@ if TYPE_CHECKING:
 # Where each public name lives. Loaded on first use, so that `foldin --help` does not wait for gRPC.
 _HOME = {
     "Client": "client",
+    "diff": "comparison",
+    "Difference": "differences",
+    "TensorDifference": "differences",
     "AlreadyExists": "errors",
     "CheckpointError": "errors",
     "DataLoss": "errors",
@@ -51,7 +64,14 @@ _HOME = {
     "Refused": "errors",
     "ResourceExhausted": "errors",
     "ServerUnavailable": "errors",
+    "Change": "lineage",
+    "Lineage": "lineage",
+    "Step": "lineage",
+    "lineage_of": "lineage",
+    "TensorStatistics": "manifest",
+    "tensor_statistics": "manifest",
     "File": "models",
+    "Gate": "gate",
     "Progress": "models",
     "PulledAdapter": "models",
     "Rollback": "models",

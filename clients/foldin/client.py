@@ -1,10 +1,10 @@
 """The client: one typed method per thing a daemon can be asked."""
 
 import builtins
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from foldin import following
 from foldin.adapter import cut_to_rank, read_statistics
@@ -14,8 +14,9 @@ from foldin.connection import WHOLE_CHECKPOINT, Connection
 from foldin.decoding import snapshot_of, submission_of, vocab_in_contract
 from foldin.download import adapter_files, pull
 from foldin.errors import InvalidArgument
-from foldin.models import Progress, PulledAdapter, Rollback, Snapshot, Submission
+from foldin.models import File, Progress, PulledAdapter, Rollback, Snapshot, Submission
 from foldin.preparation import prepared
+from foldin.reading import stream_file
 from foldin.recipe import read_recipe
 from foldin.upload import Terms, upload
 from foldin.v1 import snapshots_pb2, submissions_pb2
@@ -166,7 +167,7 @@ class Client:
           InvalidArgument: there is no such state.
         """
         request = submissions_pb2.ListSubmissionsRequest(states=[name_in_contract(state) for state in states])
-        pages = self._pages(self._connection.submissions.List, request)
+        pages = self._connection.pages(self._connection.submissions.List, request)
         return [submission_of(message) for page in pages for message in page.submissions]
 
     def watch(self, id: str) -> Iterator[Submission]:
@@ -193,13 +194,17 @@ class Client:
 
     def snapshots(self) -> builtins.list[Snapshot]:
         """Return all snapshots, oldest first."""
-        pages = self._pages(self._connection.snapshots.List, snapshots_pb2.ListSnapshotsRequest())
+        pages = self._connection.pages(self._connection.snapshots.List, snapshots_pb2.ListSnapshotsRequest())
         return [snapshot_of(message) for page in pages for message in page.snapshots]
 
     def show(self, ref: str = "latest") -> Snapshot:
         """Return one snapshot by version ("v12") or alias."""
         request = snapshots_pb2.GetSnapshotRequest(ref=ref)
         return snapshot_of(self._connection.call(self._connection.snapshots.Get, request))
+
+    def read(self, version: int, file: File, offset: int = 0) -> Generator[bytes, None, None]:
+        """Yield the bytes of a file of a snapshot in pieces, from an offset on, through outages; not verified."""
+        return stream_file(self._connection, version, file, offset)
 
     def pull(self, ref: str = "latest", *, to: str | Path, on_progress: OnProgress | None = None) -> Snapshot:
         """Bring a snapshot into a folder, which then is a Hugging Face model folder.
@@ -282,14 +287,6 @@ class Client:
         request = snapshots_pb2.RollbackRequest(version=0 if version is None else version_number(version))
         response = self._connection.call(self._connection.snapshots.Rollback, request)
         return Rollback(response.undone, snapshot_of(response.snapshot) if response.HasField("snapshot") else None)
-
-    def _pages(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
-        while True:
-            page = self._connection.call(method, request)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
 
 def _ignore(progress: Progress) -> None:

@@ -121,6 +121,19 @@ class Connection:
                     raise
                 patience.pause(error)
 
+    def pages(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        """Yield the pages of a list, of which `request` asks for the first.
+
+        Raises:
+          FoldinError: whatever a call was answered with.
+        """
+        while True:
+            page = self.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def stream(self, method: Callable[..., Any], request: object) -> Iterator[Any]:
         """Yield the messages of a server stream that has no deadline; leaving the iterator cancels it.
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from foldin.gate import Gate
 from foldin.models import File, Progress, Snapshot, Submission, SubmissionEvent
 from foldin.v1 import snapshots_pb2, submissions_pb2
 from foldin.vocabulary import CommonRows, VocabPolicy
@@ -65,6 +66,7 @@ def snapshot_of(message: snapshots_pb2.Snapshot) -> Snapshot:
         publication=message.publication,
         variant=message.variant,
         files=tuple(File(file.name, file.size, file.sha256) for file in message.files),
+        gate=_gate(message.gate) if message.HasField("gate") else None,
     )
 
 
@@ -86,6 +88,13 @@ def _vocab_policy(number: int) -> str:
 def _snapshot_state(number: int) -> str:
     names = snapshots_pb2.SnapshotState.DESCRIPTOR.values_by_number
     return names[number].name.removeprefix("SNAPSHOT_STATE_") if number in names else f"STATE_{number}"
+
+
+def _gate(message: snapshots_pb2.Gate) -> Gate:
+    names = snapshots_pb2.GateVerdict.DESCRIPTOR.values_by_number
+    known = message.verdict in names
+    verdict = names[message.verdict].name.removeprefix("GATE_VERDICT_") if known else f"VERDICT_{message.verdict}"
+    return Gate(verdict, message.reason, dict(sorted(message.scores.items())))
 
 
 def _utc(timestamp: Timestamp) -> datetime:

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from foldin.checkpoint import is_plain
-from foldin.connection import Connection, is_outage
+from foldin.connection import Connection
 from foldin.decoding import snapshot_of
 from foldin.destination import MANIFEST, Destination
-from foldin.errors import DataLoss, FoldinError, NotFound, PullError, ServerUnavailable
+from foldin.errors import DataLoss, NotFound, PullError
 from foldin.hashing import READ_SIZE, digest_file
 from foldin.models import ADAPTER_FOLDER, File, Progress, Snapshot
+from foldin.reading import stream_file
 from foldin.tally import Tally
 from foldin.v1 import snapshots_pb2 as pb
 
@@ -150,28 +151,17 @@ def _fetch(connection: Connection, version: int, file: File, path: Path, tally: 
 def _receive(connection: Connection, version: int, file: File, path: Path, tally: Tally) -> tuple[int, str]:
     digest = hashlib.sha256()
     received = 0
-    patience = connection.patience()
     with path.open("a+b") as out:
         out.seek(0)
         while block := out.read(READ_SIZE):
             digest.update(block)
             received += len(block)
             tally.add(file.name, len(block))
-        while received < file.size:
-            request = pb.ReadFileRequest(version=version, file=file.name, offset=received)
-            try:
-                for response in connection.stream(connection.snapshots.ReadFile, request):
-                    out.write(response.data)
-                    digest.update(response.data)
-                    received += len(response.data)
-                    tally.add(file.name, len(response.data))
-                    patience.reset()
-                if received < file.size:
-                    raise ServerUnavailable(f"{file.name} of v{version} broke off after {received} bytes: pull again.")
-            except FoldinError as error:
-                if not is_outage(error):
-                    raise
-                patience.pause(error)
+        for piece in stream_file(connection, version, file, received):
+            out.write(piece)
+            digest.update(piece)
+            received += len(piece)
+            tally.add(file.name, len(piece))
         out.flush()
         os.fsync(out.fileno())
     return received, digest.hexdigest()

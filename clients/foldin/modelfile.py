@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldin.checkpoint import CheckpointFile
+from foldin.dtypes import STORED, decode
 from foldin.errors import CheckpointError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""Safetensors dtypes that are merged -> what numpy reads; bfloat16 it does not know."""
+FLOATS = ("F32", "F16", "BF16")
+"""Safetensors dtypes that are merged."""
 
 KIND = "foldin.kind"
 """The entry of a file's metadata that says that it holds no whole model."""
@@ -53,13 +54,11 @@ class StoredTensor:
           CheckpointError: the file is shorter than its header said.
           OSError: it cannot be read.
         """
-        kind = np.dtype(FLOATS[self.dtype])
+        kind = np.dtype(STORED[self.dtype])
         values = np.fromfile(self.path, kind, last - first, offset=self.start + first * kind.itemsize)
         if len(values) != last - first:
             raise CheckpointError(f"{self.path} became shorter while it was read: submit it again once it is whole.")
-        if self.dtype == "BF16":
-            return (values.astype("<u4") << 16).view(np.float32)
-        return values.astype(np.float32, copy=False)
+        return decode(values, self.dtype).astype(np.float32, copy=False)
 
 
 def read_tensors(files: Sequence[CheckpointFile]) -> dict[str, StoredTensor]:

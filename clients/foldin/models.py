@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from foldin.gate import Gate
 from foldin.vocabulary import CommonRows, VocabPolicy
 
 
@@ -50,8 +51,8 @@ class Progress:
     """How far a transfer or a merge is.
 
     Attributes:
-      stage: `converting`, `compressing`, `hashing`, `uploading`, `downloading` or `verifying` (bytes); `folding` or
-        `publishing` (tensors).
+      stage: `converting`, `compressing`, `hashing`, `uploading`, `downloading`, `verifying` or `comparing` (bytes);
+        `folding` or `publishing` (tensors).
       done: bytes or tensors done in this stage.
       total: bytes or tensors of this stage.
       item: the file or tensor being worked on.
@@ -77,7 +78,7 @@ class SubmissionEvent:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types."""
-        return {"at": _iso(self.at), "state": self.state, "detail": self.detail}
+        return {"at": iso(self.at), "state": self.state, "detail": self.detail}
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ class Submission:
             "labels": dict(self.labels),
             "partial": self.partial,
             "attempts": self.attempts,
-            "created_at": _iso(self.created_at),
-            "updated_at": _iso(self.updated_at),
+            "created_at": iso(self.created_at),
+            "updated_at": iso(self.updated_at),
             "progress": self.progress.to_json() if self.progress else None,
             "content_digest": self.content_digest,
             "files": [file.to_json() for file in self.files],
@@ -188,6 +189,7 @@ class Snapshot:
       publication: how the state was published; empty from a daemon that does not tell.
       variant: whether it is the state of its parent, published in another way.
       files: the files of the model folder, and those of its adapter; empty once pruned.
+      gate: what the operator's gate said of it; None if none was asked.
     """
 
     version: int
@@ -207,6 +209,7 @@ class Snapshot:
     publication: str
     variant: bool
     files: tuple[File, ...]
+    gate: Gate | None = None
 
     @property
     def size(self) -> int:
@@ -224,7 +227,7 @@ class Snapshot:
             "version": self.version,
             "parent": self.parent,
             "state": self.state,
-            "created_at": _iso(self.created_at),
+            "created_at": iso(self.created_at),
             "aliases": list(self.aliases),
             "submission_id": self.submission_id,
             "submission_name": self.submission_name,
@@ -238,6 +241,7 @@ class Snapshot:
             "publication": self.publication,
             "variant": self.variant,
             "files": [file.to_json() for file in self.files],
+            "gate": self.gate.to_json() if self.gate else None,
         }
 
 
@@ -287,5 +291,6 @@ class Rollback:
         return {"undone": self.undone, "snapshot": self.snapshot.to_json() if self.snapshot else None}
 
 
-def _iso(moment: datetime) -> str:
+def iso(moment: datetime) -> str:
+    """Return a moment as the contract's JSON has it."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

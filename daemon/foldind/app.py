@@ -19,6 +19,7 @@ from foldind.changes import Changes
 from foldind.checkpoints.plan import Plan
 from foldind.config import Configuration, ServeSettings, check_forms, read_configuration
 from foldind.errors import StateError
+from foldind.gate.keeper import GateKeeper
 from foldind.intake.admission import Admission
 from foldind.intake.copies import Copies
 from foldind.intake.inbox import Inbox
@@ -39,6 +40,7 @@ from foldind.serving.pages.likeness import Likenesses
 from foldind.serving.pages.manifests import Manifests
 from foldind.serving.pages.rendering import Templates
 from foldind.serving.pages.routes import Pages
+from foldind.serving.references import movable_alias
 from foldind.serving.snapshots import SnapshotServicer
 from foldind.serving.submissions import SubmissionServicer
 from foldind.state.census import Census
@@ -80,6 +82,7 @@ def serve(root: Path, **flags: Any) -> None:
     configure(settings.log_level, settings.log_format)
     publication = configuration.merge.publication(settings.publication)
     check_forms(publication, configuration.merge, settings.publish)
+    movable_alias(settings.gate_alias)
     with ExitStack() as stack:
         stack.enter_context(folder)
         database = stack.enter_context(Database(folder.ledger))
@@ -128,7 +131,18 @@ async def _run(
     submissions = SubmissionServicer(ledger, uploads, paths, service, changes)
     inbox = await asyncio.to_thread(_inbox, folder, ledger, admission, settings, metrics, changes)
     metrics.add(
-        StateCollector(folder, configuration.merge, census, versions, sketches, service, supervisor, preparation, inbox)
+        StateCollector(
+            folder,
+            configuration.merge,
+            census,
+            versions,
+            sketches,
+            service,
+            supervisor,
+            preparation,
+            inbox,
+            settings.gate_alias,
+        )
     )
     healthiness = health.aio.HealthServicer()
 
@@ -155,7 +169,8 @@ async def _run(
     await server.start()
     merging = asyncio.create_task(service.run())
     watching = asyncio.create_task(inbox.run()) if inbox else None
-    stop = _on_signal_or_end(*(task for task in (merging, watching) if task))
+    gating = asyncio.create_task(GateKeeper(folder, versions, settings, changes, metrics).run())
+    stop = _on_signal_or_end(*(task for task in (merging, watching, gating) if task))
     for name in ("", *_SERVICES):
         await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
     host = settings.grpc.rpartition(":")[0]
@@ -170,7 +185,7 @@ async def _run(
     # Ordered shutdown. Turn away new work, and tell who probes; calls under way may end meanwhile.
     log.info("stopping")
     systemd.tell(STOPPING)
-    for task in informing:
+    for task in (*informing, gating):
         task.cancel()
     submissions.draining = True
     if inbox:
@@ -178,16 +193,15 @@ async def _run(
     await healthiness.enter_graceful_shutdown()
     # A running merge gets its grace, while watchers still see it finish, and probes over HTTP see why nothing is taken.
     await service.stop(merging)
-    if watching:
-        await asyncio.wait([watching])
+    await asyncio.wait([task for task in (watching, gating) if task])
     # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who uses it.
     await server.stop(_CALLS_END_SECONDS)
     if http:
         pages.stop()
         await http.stop()
     log.info("stopped")
-    for ended in (merging, watching):
-        if ended:
+    for ended in (merging, watching, gating):
+        if ended and not ended.cancelled():
             ended.result()  # raises what ended it, if it did not end in order
 
 

@@ -16,7 +16,7 @@ from foldind.logs import about
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
-from foldind.state.records import Submission, Version, VersionState
+from foldind.state.records import Gate, GateVerdict, Submission, Version, VersionState
 from foldind.state.recovery import point_latest
 from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
@@ -157,6 +157,7 @@ class Attempts:
                 task_vector_norm_sum=result.task_vector_norm_sum,
                 state_files=result.state_files,
                 files=files,
+                gate=Gate(GateVerdict.WAITING) if self._settings.gate else None,
             ),
             base64.b64decode(result.sketch),
         )

@@ -11,6 +11,8 @@ Door = Literal["grpc", "path", "inbox"]
 """The ways in: uploaded in chunks, copied from a path, dropped into the watched folder."""
 Stage = Literal["wait", "fold", "publish", "commit"]
 """Of a merge: in the queue, making the new state, writing the merged model, making it a version."""
+Outcome = Literal["passed", "failed"]
+"""Of the gate."""
 
 _STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 
@@ -48,9 +50,29 @@ class Metrics:
         )
         self._stages: Mapping[Stage, Histogram] = {stage: stages.labels(stage) for stage in get_args(Stage)}
 
+        runs = Counter(
+            "foldin_gate_runs",
+            "Runs of the gate's command that ended, by what they said.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._gate_runs = {verdict: runs.labels(verdict) for verdict in get_args(Outcome)}
+        self._gate_seconds = Histogram(
+            "foldin_gate_seconds",
+            "Durations of runs of the gate's command.",
+            unit="seconds",
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+
     def add(self, collector: Collector) -> None:
         """Expose what a collector derives, too."""
         self.registry.register(collector)
+
+    def observe_gate(self, outcome: Outcome, seconds: float) -> None:
+        """Record a run of the gate's command."""
+        self._gate_runs[outcome].inc()
+        self._gate_seconds.observe(seconds)
 
     def observe_merge(self, stages: "MergeStages") -> None:
         """Record the stages of one merge, once it is a version."""

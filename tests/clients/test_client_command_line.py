@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 
+import numpy
 import pytest
 from foldin.cli import app
 from foldin.v1 import submissions_pb2 as pb
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 MODEL = {"model.safetensors": b"weights", "foldin.json": b"{}"}
@@ -98,7 +100,17 @@ def test_errors_are_sentences(foldin, tmp_path, as_json):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status", "s9"], ["list"], ["snapshots"], ["watch", "s9"], ["watch"], ["rollback"], ["retry", "s9"], ["show"]],
+    [
+        ["status", "s9"],
+        ["list"],
+        ["snapshots"],
+        ["watch", "s9"],
+        ["watch"],
+        ["rollback"],
+        ["retry", "s9"],
+        ["show"],
+        ["diff", "v1", "v2"],
+    ],
 )
 def test_nobody_answers(foldin, arguments):
     done = foldin(*arguments, server="127.0.0.1:1")
@@ -116,6 +128,10 @@ def test_nobody_answers(foldin, arguments):
         ["alias", "stable", "v0"],
         ["alias", "stable", "v1", "--delete"],
         ["pull", "v1"],
+        ["diff", "v1"],
+        ["diff", "v1", "v2", "--top", "0"],
+        ["diff", "v1", "v2", "--sort", "size"],
+        ["show", "--ancestors", "-1"],
         ["fold"],
     ],
 )
@@ -152,6 +168,94 @@ def test_snapshots(foldin, daemon, tmp_path):
     pulled = foldin("pull", "--to", tmp_path / "merged", "--json")
     assert json.loads(pulled.stdout)["version"] == 2
     assert foldin("pull", "v1", "--to", tmp_path / "merged").stdout == f"{tmp_path / 'merged'} is v1.\n"
+
+
+def test_show_tells_what_came_before(foldin, daemon):
+    tensors = {"w[0]": {"treatment": "projected", "task_vector_norm": 1.5, "kept": 0.25, "split_rank": 2, "rank": 0}}
+    manifest = json.dumps({"tensors": tensors}).encode()
+    for version in range(1, 15):
+        daemon.snapshots.publish(version, {"foldin.json": manifest})
+    shown = foldin("show").stdout
+    assert [line.split()[-4:] for line in shown.splitlines() if "before it" in line] == [
+        ["v13", "added", "task-13", "(s13)"]
+    ]
+    assert "v4 added task-4 (s4)" in shown
+    assert "v3 added" not in shown
+    assert "foldin show v14 --ancestors 100" in shown
+    assert "older ones" not in foldin("show", "--ancestors", "13").stdout
+    assert "before it" not in foldin("show", "--ancestors", "0").stdout
+    assert "25.00 %" not in shown
+    assert re.search(r"w\[0\] +projected +1\.5 +25\.00 % +2", foldin("show", "--tensors").stdout)
+
+    document = json.loads(foldin("show", "--json", "--ancestors", "2").stdout)
+    assert [step["version"] for step in document["lineage"]] == [14, 13, 12]
+    assert "tensors" not in document
+    (told,) = json.loads(foldin("show", "v1", "--json", "--tensors").stdout)["tensors"]
+    assert told == {"name": "w[0]"} | tensors["w[0]"]
+
+
+@pytest.fixture
+def compared(daemon):
+    names = [f"layer.{number:02}[x]" for number in range(25)]
+    first = {name: numpy.ones(4, numpy.float32) for name in names}
+    second = {name: numpy.ones(4, numpy.float32) + number for number, name in enumerate(names)}
+    for version, tensors in ((1, first), (2, second)):
+        daemon.snapshots.publish(version, {"model.safetensors": save(tensors)})
+    return names
+
+
+def rows(stdout):
+    return re.findall(r"layer\.\d\d\[x\]", stdout)
+
+
+def test_diff_for_people(foldin, compared):
+    done = foldin("diff", "v1", "v2")
+    assert rows(done.stdout) == compared[:4:-1]
+    assert "From v1 to v2:\n  v2 added task-2 (s2)\n" in done.stdout
+    assert re.search(r"layer\.24\[x\] +F32 4 +2400 % +48 +24 +100 % +1\.000000", done.stdout)
+    assert re.search(r"the whole model +100 elements +1400 % +140 +24 +96 %", done.stdout)
+    assert "5 tensors more: --all shows them." in done.stdout
+    assert done.stderr.split() == ["comparing"]
+    assert rows(foldin("diff", "v1", "latest", "--all").stdout) == compared[::-1]
+    assert rows(foldin("diff", "v1", "v2", "--sort", "name", "--top", "2").stdout) == compared[:2]
+    assert "v2 is undone: it added task-2 (s2)" in foldin("diff", "v2", "v1").stdout
+    assert foldin("diff", "v2", "2").stdout == "Both are v2.\nTheir models are the same, byte by byte.\n"
+
+
+def test_diff_as_json(foldin, compared):
+    document = json.loads(foldin("diff", "v1", "v2", "--json", "--top", "1").stdout)
+    assert list(document) == [
+        "a", "b", "lineage", "norm", "difference_norm", "relative", "largest_change", "changed_share", "elements",
+        "unread", "tensors",
+    ]  # fmt: skip
+    assert (document["a"]["version"], document["b"]["version"]) == (1, 2)
+    (step,) = document["lineage"].pop("done")
+    assert document["lineage"] == {"ancestor": 1, "undone": []}
+    assert step == {
+        "version": 2,
+        "parent": 1,
+        "state": "PUBLISHED",
+        "created_at": "2023-11-14T22:13:20.000Z",
+        "change": "added",
+        "submission_id": "s2",
+        "submission_name": "task-2",
+        "submissions": 2,
+        "publication": "",
+    }
+    assert [tensor["name"] for tensor in document["tensors"]] == compared[::-1]
+    assert document["tensors"][0] == {
+        "name": "layer.24[x]",
+        "dtype": "F32",
+        "shape": [4],
+        "norm": 2.0,
+        "difference_norm": 48.0,
+        "relative": 24.0,
+        "cosine": 1.0,
+        "largest_change": 24.0,
+        "changed_share": 1.0,
+    }
+    by_name = json.loads(foldin("diff", "v1", "v2", "--json", "--sort", "name").stdout)["tensors"]
+    assert [tensor["name"] for tensor in by_name] == compared
 
 
 def test_alias(foldin, daemon):
@@ -213,6 +317,7 @@ def test_interrupted_upload_says_how_to_go_on(daemon, checkpoint):
     "command",
     [
         "submit", "status", "list", "retry", "withdraw", "snapshots", "show", "pull", "watch", "alias", "rollback",
+        "diff",
     ],
 )  # fmt: skip
 def test_every_help_has_examples(foldin, command):

@@ -54,6 +54,19 @@ SNAPSHOT = {
     "publication",
     "variant",
     "files",
+    "gate",
+}
+
+STEP = {
+    "version",
+    "parent",
+    "state",
+    "created_at",
+    "change",
+    "submission_id",
+    "submission_name",
+    "submissions",
+    "publication",
 }
 
 Run = Callable[..., "Ended"]
@@ -187,6 +200,7 @@ def test_errors_are_sentences(run: Run, base: Path, tmp_path: Path) -> None:
         ("status", "nowhere"): "nowhere",
         ("show", "v999"): "v999",
         ("show", "nothing"): "nothing",
+        ("diff", "v1", "v999"): "v999",
         ("pull", "v999", "--to", tmp_path / "x"): "v999",
         ("withdraw", "nowhere"): "nowhere",
         ("retry", "nowhere"): "nowhere",
@@ -229,7 +243,17 @@ def test_lists_are_oldest_first(run: Run, base: Path, tmp_path: Path) -> None:
     assert (newest["state"], newest["parent"], newest["rule"]) == ("PUBLISHED", len(snapshots) - 1, "opcm")
     assert newest["lambda"] == pytest.approx(newest["accumulated_norm"] / newest["mean_task_vector_norm"])
     assert_moment(newest["created_at"])
-    assert run("show", "--json").document == newest
+    shown = run("show", "--json", "--tensors").document
+    assert shown.keys() == SNAPSHOT | {"lineage", "tensors"}
+    assert {key: shown[key] for key in SNAPSHOT} == newest
+    assert [step["submission_id"] for step in shown["lineage"]][:2] == ids[::-1]
+    assert {step.keys() == STEP for step in shown["lineage"]} == {True}
+    assert {tensor["treatment"] for tensor in shown["tensors"]} == {"projected", "summed"}
+
+    found = run("diff", f"v{newest['parent']}", "latest", "--json").document
+    assert [step["submission_name"] for step in found["lineage"]["done"]] == ["listed1"]
+    assert found["b"] == newest
+    assert 0 < found["relative"] < 1
 
     table = run("snapshots").stdout
     assert table.index("listed0") < table.index("listed1")

@@ -10,12 +10,12 @@ from foldind.config import (
     MergeSettings,
     ServeSettings,
     check_forms,
-    configuration_text,
     merge_settings,
     read_configuration,
 )
 from foldind.errors import InvalidRequest, StateError
 from foldind.merging.catalog import CATALOG, OPTIONS
+from foldind.state.configuration import configuration_text
 
 from tests.support.commands import command
 from tests.support.daemon import foldind

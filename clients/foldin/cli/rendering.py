@@ -10,19 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 from foldin.cli.session import printable
+from foldin.lineage import Change, Step
+from foldin.manifest import TensorStatistics
 from foldin.models import Snapshot, Submission
 from foldin.vocabulary import VocabPolicy
 
 # Where stdout is no terminal rich would assume 80 columns and cut ids off.
 WIDTH_OF_PIPES = 200
 
-_COLOURS = {"MERGED": "green", "PUBLISHED": "green", "MERGING": "cyan", "REJECTED": "red", "QUARANTINED": "red"}
+_COLOURS = {"MERGED": "green", "PUBLISHED": "green", "MERGING": "cyan", "REJECTED": "red", "QUARANTINED": "red"} | {
+    "PASSED": "green",
+    "RUNNING": "cyan",
+    "FAILED": "red",
+}
 
 
 def print_submissions(submissions: list[Submission]) -> None:
     """Print a table with one row per submission."""
     if not submissions:
-        _print(Text("no submissions"))
+        print_out(Text("no submissions"))
         return
     rows = [
         (
@@ -35,7 +41,7 @@ def print_submissions(submissions: list[Submission]) -> None:
         )
         for submission in submissions
     ]
-    _print(_table(("id", "name", "state", "version", "created (UTC)", "reason"), rows))
+    print_out(table_of(("id", "name", "state", "version", "created (UTC)", "reason"), rows))
 
 
 def print_submission(submission: Submission) -> None:
@@ -66,14 +72,15 @@ def print_submission(submission: Submission) -> None:
         ("history", Text.assemble(_moment(event.at), "  ", _state(event.state), "  ", printable(event.detail)))
         for event in submission.history
     ]
-    _print(_sheet(lines))
+    print_out(_sheet(lines))
 
 
 def print_snapshots(snapshots: list[Snapshot]) -> None:
     """Print a table with one row per snapshot."""
     if not snapshots:
-        _print(Text("no snapshots: nothing has been merged yet"))
+        print_out(Text("no snapshots: nothing has been merged yet"))
         return
+    gated = any(snapshot.gate for snapshot in snapshots)
     rows = [
         (
             _version(snapshot.version),
@@ -86,22 +93,27 @@ def print_snapshots(snapshots: list[Snapshot]) -> None:
             f"{snapshot.lambda_:.4g}",
             decimal(snapshot.size) if snapshot.files else "",
             _moment(snapshot.created_at),
+            *((_state(snapshot.gate.verdict if snapshot.gate else ""),) if gated else ()),
         )
         for snapshot in snapshots
     ]
     headings = ("version", "state", "aliases", "contains", "added", "lambda", "size", "created (UTC)")
-    _print(_table(headings, rows))
+    print_out(table_of((*headings, "gate") if gated else headings, rows))
 
 
-def print_snapshot(snapshot: Snapshot) -> None:
-    """Print one snapshot and its files."""
-    added = f"{snapshot.submission_name} ({snapshot.submission_id})"
+def print_snapshot(snapshot: Snapshot, lineage: Sequence[Step]) -> None:
+    """Print one snapshot, its files and what it came from.
+
+    Args:
+      lineage: of the snapshot, which is its first.
+    """
+    own, *ancestors = lineage
     lines: list[tuple[str, str | Text]] = [
         ("version", _version(snapshot.version)),
         ("state", _state(snapshot.state)),
         ("aliases", ", ".join(snapshot.aliases)),
         ("made from", _version(snapshot.parent) or "the base"),
-        ("added", "" if snapshot.variant else added if snapshot.submission_name else snapshot.submission_id),
+        (own.change.replace("_", " "), "" if own.change is Change.PUBLISHED else titled(own)),
         ("contains", f"{snapshot.submissions} submission{'' if snapshot.submissions == 1 else 's'}"),
         ("rule", f"{snapshot.rule}, published as {snapshot.publication}" if snapshot.publication else snapshot.rule),
         ("lambda", f"{snapshot.lambda_:.6g}"),
@@ -110,18 +122,59 @@ def print_snapshot(snapshot: Snapshot) -> None:
         ("merge took", f"{snapshot.merge_seconds:.1f} s"),
         ("created (UTC)", _moment(snapshot.created_at)),
     ]
+    if gate := snapshot.gate:
+        lines.append(("gate", _state(gate.verdict)))
+        lines += [("", gate.reason)] if gate.reason else []
+        lines += [("score", f"{name}  {score:.6g}") for name, score in gate.scores.items()]
     lines += [("file", f"{file.name}  {decimal(file.size)}") for file in snapshot.files]
-    _print(_sheet(lines))
+    lines += [("" if n else "before it", f"v{step.version} {described(step)}") for n, step in enumerate(ancestors)]
+    if lineage[-1].parent and ancestors:
+        lines.append(("", f"and older ones: foldin show v{snapshot.version} --ancestors {10 * len(ancestors)}"))
+    print_out(_sheet(lines))
 
 
-def _print(content: Any) -> None:
+def print_statistics(statistics: Sequence[TensorStatistics]) -> None:
+    """Print a table with what a merge did to each tensor."""
+    rows = [
+        (
+            tensor.name,
+            tensor.treatment,
+            f"{tensor.task_vector_norm:.4g}",
+            f"{100 * tensor.kept:.2f} %",
+            str(tensor.split_rank or ""),
+            str(tensor.rank or ""),
+        )
+        for tensor in statistics
+    ]
+    print_out(table_of(("tensor", "treatment", "task vector norm", "kept", "split rank", "rank"), rows))
+
+
+def described(step: Step) -> str:
+    """What a version did to the one it was made from, as the end of a sentence that begins with its number."""
+    match step.change:
+        case Change.PUBLISHED:
+            return f"published v{step.parent} as {step.publication}"
+        case Change.TOOK_OUT:
+            return f"took out {titled(step)}"
+        case _:
+            return f"added {titled(step)}"
+
+
+def titled(step: Step) -> str:
+    """The submission that a version added or took out: its name and its id."""
+    return f"{step.submission_name} ({step.submission_id})" if step.submission_name else step.submission_id
+
+
+def print_out(content: Any) -> None:
+    """Print something of rich's on stdout."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH_OF_PIPES)
     console.print(content)
 
 
-def _table(headings: tuple[str, ...], rows: Sequence[tuple[str | Text, ...]]) -> Table:
+def table_of(headings: tuple[str, ...], rows: Sequence[tuple[str | Text, ...]]) -> Table:
+    """Return a table of texts, which are made printable."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, no_wrap=heading in {"id", "version"}, overflow="fold")

@@ -28,12 +28,40 @@ def list_snapshots(server: Server = None, as_json: AsJson = False) -> None:
         print_snapshots(snapshots)
 
 
-def show(ref: Ref = "latest", server: Server = None, as_json: AsJson = False) -> None:
-    """Show one version: what it contains, its norms and its files."""
+def show(
+    ref: Ref = "latest",
+    ancestors: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many of the versions that it came from are shown.")
+    ] = 10,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="What the merge that made it did to each tensor, too.")
+    ] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version: what it contains, its norms, its files, and what each version before it added.
+
+    In JSON `lineage` begins with this version and ends with the oldest that is shown, whose `parent` is 0 where there
+    are none before it. With --tensors, `tensors` has what the version's manifest says of each, verified by its SHA-256.
+    """
     with connected(server, as_json) as client:
+        from foldin.lineage import lineage_of
+        from foldin.manifest import tensor_statistics
+
         snapshot = client.show(ref)
+        version = f"v{snapshot.version}"
+        steps = lineage_of(client, version, most=1 + ancestors)
+        statistics = tensor_statistics(client, version) if tensors else None
     _warn_if_withdrawn(snapshot)
-    _show(snapshot, as_json)
+    if as_json:
+        document = snapshot.to_json() | {"lineage": [step.to_json() for step in steps]}
+        emit(document | ({"tensors": [tensor.to_json() for tensor in statistics]} if statistics is not None else {}))
+    else:
+        from foldin.cli.rendering import print_snapshot, print_statistics
+
+        print_snapshot(snapshot, steps)
+        if statistics is not None:
+            print_statistics(statistics)
 
 
 def pull(
@@ -192,15 +220,6 @@ def _warn_if_withdrawn(snapshot: Snapshot, *, unless_unnamed: bool = False) -> N
     warn(f"v{snapshot.version} was rolled back{names if snapshot.aliases else ''}.")
 
 
-def _show(snapshot: Snapshot, as_json: bool) -> None:
-    if as_json:
-        emit(snapshot.to_json())
-    else:
-        from foldin.cli.rendering import print_snapshot
-
-        print_snapshot(snapshot)
-
-
 def _line(snapshot: Snapshot) -> str:
     added = snapshot.submission_name or snapshot.submission_id
     return printable(
@@ -211,7 +230,7 @@ def _line(snapshot: Snapshot) -> str:
 
 COMMANDS = (
     ("snapshots", list_snapshots, examples("foldin snapshots", "foldin snapshots --json | jq '.[-1].version'")),
-    ("show", show, examples("foldin show", "foldin show v12", "foldin show stable --json")),
+    ("show", show, examples("foldin show", "foldin show v12 --tensors", "foldin show stable --json")),
     (
         "pull",
         pull,

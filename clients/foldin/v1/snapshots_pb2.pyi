@@ -10,19 +10,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class GateVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GATE_VERDICT_UNSPECIFIED: _ClassVar[GateVerdict]
+    GATE_VERDICT_WAITING: _ClassVar[GateVerdict]
+    GATE_VERDICT_RUNNING: _ClassVar[GateVerdict]
+    GATE_VERDICT_PASSED: _ClassVar[GateVerdict]
+    GATE_VERDICT_FAILED: _ClassVar[GateVerdict]
+    GATE_VERDICT_SKIPPED: _ClassVar[GateVerdict]
+
 class SnapshotState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SNAPSHOT_STATE_UNSPECIFIED: _ClassVar[SnapshotState]
     SNAPSHOT_STATE_PUBLISHED: _ClassVar[SnapshotState]
     SNAPSHOT_STATE_WITHDRAWN: _ClassVar[SnapshotState]
     SNAPSHOT_STATE_PRUNED: _ClassVar[SnapshotState]
+GATE_VERDICT_UNSPECIFIED: GateVerdict
+GATE_VERDICT_WAITING: GateVerdict
+GATE_VERDICT_RUNNING: GateVerdict
+GATE_VERDICT_PASSED: GateVerdict
+GATE_VERDICT_FAILED: GateVerdict
+GATE_VERDICT_SKIPPED: GateVerdict
 SNAPSHOT_STATE_UNSPECIFIED: SnapshotState
 SNAPSHOT_STATE_PUBLISHED: SnapshotState
 SNAPSHOT_STATE_WITHDRAWN: SnapshotState
 SNAPSHOT_STATE_PRUNED: SnapshotState
 
 class Snapshot(_message.Message):
-    __slots__ = ("version", "parent", "created_at", "aliases", "submission_id", "submission_name", "submissions", "accumulated_norm", "mean_task_vector_norm", "task_vector_norm", "rule", "files", "state", "merge_seconds", "publication", "variant")
+    __slots__ = ("version", "parent", "created_at", "aliases", "submission_id", "submission_name", "submissions", "accumulated_norm", "mean_task_vector_norm", "task_vector_norm", "rule", "files", "state", "merge_seconds", "publication", "variant", "gate")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +55,7 @@ class Snapshot(_message.Message):
     MERGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
     version: int
     parent: int
     created_at: _timestamp_pb2.Timestamp
@@ -56,7 +72,25 @@ class Snapshot(_message.Message):
     merge_seconds: float
     publication: str
     variant: bool
-    def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., publication: _Optional[str] = ..., variant: bool = ..., **kwargs) -> None: ...
+    gate: Gate
+    def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., publication: _Optional[str] = ..., variant: bool = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., **kwargs) -> None: ...
+
+class Gate(_message.Message):
+    __slots__ = ("verdict", "reason", "scores")
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    verdict: GateVerdict
+    reason: str
+    scores: _containers.ScalarMap[str, float]
+    def __init__(self, verdict: _Optional[_Union[GateVerdict, str]] = ..., reason: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class SnapshotFile(_message.Message):
     __slots__ = ("name", "size", "sha256")

@@ -184,6 +184,13 @@ def serve(
     adapter_rank: Annotated[
         int | None, typer.Option(help="Highest rank of the adapter; 0: as high as the update needs. [64]")
     ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            help="Shell command that every new version has to pass before the alias `stable` names it. It finds the "
+            "version in $FOLDIN_SNAPSHOT, prints scores as a JSON object, and fails by its exit status. [none]"
+        ),
+    ] = None,
     keep_snapshots: Annotated[
         int | None, typer.Option(help="Newest snapshots that are kept, besides those an alias names. [10]")
     ] = None,
@@ -217,6 +224,7 @@ def serve(
             publication=publication,
             publish=publish or None,
             adapter_rank=adapter_rank,
+            gate=gate,
             keep_snapshots=keep_snapshots,
             lease=lease,
             shutdown_grace=shutdown_grace,

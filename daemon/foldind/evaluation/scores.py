@@ -1,26 +1,20 @@
 """The evaluation command: a program of the user's that says how accurate a model is."""
 
-import asyncio
-import json
 import math
-import os
 import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
 
 from foldind.errors import FoldinError, InvalidRequest
+from foldind.programs import Ended, json_object, run_program
 
 MODEL, TASKS = "{model}", "{tasks}"
 LONGEST_ANSWER = 16 * 1024 * 1024
 """Bytes."""
 
-_TAIL = 600
 _ANSWER = 'it prints {"accuracy": {task: share}} or {task: share} as JSON, with shares in 0..1'
 
 
@@ -78,45 +72,22 @@ class ScoringCommand:
         """
         values = {MODEL: str(model.absolute()), TASKS: ",".join(tasks)}
         arguments = [_substituted(argument, values) for argument in self._arguments]
-        with TemporaryFile() as output, TemporaryFile() as errors:  # which no process that it leaves behind holds open
-            status = await self._run(arguments, output, errors)
-            if status is None:
-                raise _failed(arguments, f"took more than {self._timeout:g} s", errors, "see --timeout")
-            if status < 0:
-                raise _failed(arguments, f"was ended by signal {-status} ({signal.strsignal(-status)})", errors)
-            if status:
-                raise _failed(arguments, f"ended with status {status}", errors)
-            output.seek(0)
-            answer = output.read(LONGEST_ANSWER + 1)
-            try:
-                return _accuracies(answer, tasks)
-            except ValueError as error:
-                raise _failed(arguments, str(error), errors, _ANSWER) from error
-
-    async def _run(self, arguments: Sequence[str], output: IO[bytes], errors: IO[bytes]) -> int | None:
-        """Return the exit status; None: it took too long."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,  # so that it is ended with all that it started
-            )
+            ended = await run_program(arguments, self._timeout, LONGEST_ANSWER + 1)
         except OSError as error:
             raise ScoringFailed(
                 f"the evaluation command cannot be run: {arguments[0]}: {error.strerror}", "check its name and path"
             ) from error
+        if ended.status is None:
+            raise _failed(arguments, f"took more than {self._timeout:g} s", ended, "see --timeout")
+        if ended.status < 0:
+            raise _failed(arguments, f"was ended by signal {-ended.status} ({signal.strsignal(-ended.status)})", ended)
+        if ended.status:
+            raise _failed(arguments, f"ended with status {ended.status}", ended)
         try:
-            async with asyncio.timeout(self._timeout or None):
-                return await process.wait()
-        except TimeoutError:
-            return None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            return _accuracies(ended.output, tasks)
+        except ValueError as error:
+            raise _failed(arguments, str(error), ended, _ANSWER) from error
 
 
 def _substituted(argument: str, values: Mapping[str, str]) -> str:
@@ -126,7 +97,7 @@ def _substituted(argument: str, values: Mapping[str, str]) -> str:
 def _accuracies(answer: bytes, tasks: Sequence[str]) -> dict[str, float]:
     if len(answer) > LONGEST_ANSWER:
         raise ValueError(f"printed more than {LONGEST_ANSWER} bytes")
-    told = _json_object(answer)
+    told = json_object(answer)
     if isinstance(told.get("accuracy"), dict):
         told = told["accuracy"]
     if missing := [task for task in tasks if task not in told]:
@@ -141,21 +112,9 @@ def _accuracies(answer: bytes, tasks: Sequence[str]) -> dict[str, float]:
     return {task: float(told[task]) for task in tasks}
 
 
-def _json_object(answer: bytes) -> dict[str, Any]:
-    text = answer.decode(errors="replace").strip()
-    for candidate in (text, text.rpartition("\n")[2]):  # some libraries print as they are loaded
-        with suppress(ValueError, RecursionError):
-            if isinstance(told := json.loads(candidate), dict):
-                return told
-    raise ValueError(f"printed no JSON object, but {text[-_TAIL:]!r}" if text else "printed nothing")
-
-
-def _failed(arguments: Sequence[str], what: str, errors: IO[bytes], hint: str = "") -> ScoringFailed:
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - _TAIL))
-    tail = errors.read(_TAIL).decode(errors="replace").strip()
-    # The tail comes last: a reason that is too long is cut at its end.
-    said = f"; its standard error ends with:\n{tail}" if tail else ""
+def _failed(arguments: Sequence[str], what: str, ended: Ended, hint: str = "") -> ScoringFailed:
+    # The last words come last: a reason that is too long is cut at its end.
+    said = f"; its standard error ends with:\n{ended.last_words}" if ended.last_words else ""
     return ScoringFailed(
         f"the evaluation command {shlex.join(arguments)[:300]} {what}", f"{hint}{said}".removeprefix("; ")
     )

@@ -57,6 +57,7 @@ class StateCollector(Collector):
     supervisor: Supervisor
     preparation: Preparation
     inbox: Inbox | None
+    gate_alias: str
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; what cannot be read at the moment is left out."""
@@ -66,6 +67,7 @@ class StateCollector(Collector):
             self._submissions,
             self._model,
             self._likeness,
+            self._gate,
             self._disk,
         )
         for part in parts:
@@ -166,6 +168,18 @@ class StateCollector(Collector):
             _statistics(split_ranks),
             "statistic",
         )
+
+    def _gate(self) -> Iterator[Metric]:
+        yield _gauge("foldin_gate_waiting", "Versions that wait for the gate or are at it.", self.census.gate_waiting())
+        scores = GaugeMetricFamily(
+            "foldin_gate_score",
+            "What the gate measured of the newest version it was asked about, and of the one that its alias names.",
+            labels=["score", "of"],
+        )
+        for of, judged in (("newest", self.versions.judged()), ("named", self.versions.aliased(self.gate_alias))):
+            for name, score in (judged.gate.scores if judged and judged.gate else {}).items():
+                scores.add_metric([name, of], score)
+        yield scores
 
     def _likeness(self) -> Iterator[Metric]:
         sketches = list(self.sketches.of(self.sketches.newest(1 + COMPARED)).values())

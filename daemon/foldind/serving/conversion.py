@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import InvalidRequest
 from foldind.state.durable import FileDigest
-from foldind.state.records import Event, Submission, SubmissionState, Version, VersionState
+from foldind.state.records import Event, Gate, Submission, SubmissionState, Version, VersionState
 from foldind.worker.messages import Progress
 
 MAX_PAGE = 1000
@@ -90,6 +90,7 @@ def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
         merge_seconds=version.merge_seconds,
         publication=version.publication,
         variant=version.variant,
+        gate=_gate(version.gate),
     )
 
 
@@ -141,6 +142,12 @@ def fill_page(messages: Iterable[Listed], size: int) -> tuple[list[Listed], bool
 
 def _submission_state(state: SubmissionState) -> str:
     return f"SUBMISSION_STATE_{state}"
+
+
+def _gate(gate: Gate | None) -> snapshots_pb2.Gate | None:
+    if gate is None:
+        return None
+    return snapshots_pb2.Gate(verdict=f"GATE_VERDICT_{gate.verdict}", reason=gate.reason, scores=gate.scores)
 
 
 def _vocab_policy(policy: VocabPolicy) -> str:

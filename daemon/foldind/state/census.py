@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-from foldind.state.database import Database
+from foldind.state.database import AT_GATE, Database
 from foldind.state.records import SubmissionState
 
 
@@ -30,6 +30,10 @@ class Census:
             0
         ][0]
         return None if found is None else float(found)
+
+    def gate_waiting(self) -> int:
+        """Return how many versions wait for the gate or are at it."""
+        return int(self._database.query(f"SELECT count(*) FROM versions WHERE {AT_GATE}")[0][0])
 
     def transitions(self) -> Mapping[SubmissionState, int]:
         """Return how often submissions came into each state, since the state folder was made.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
-from foldind.config import MergeSettings, configuration_text
+from foldind.config import MergeSettings
 from foldind.errors import StateError
+from foldind.state.configuration import configuration_text
 from foldind.state.database import Database
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, copy_file, digest_file, remove, seal, sync, write_file
 from foldind.state.folder import StateFolder

@@ -15,6 +15,9 @@ FORMAT = 5
 COMMIT_ID = "substr(json_extract(files, '$.\"foldin.json\"[1]'), 1, 40)"
 """Of a version, in SQL: what `Version.commit_id` is."""
 
+AT_GATE = "gate IN ('WAITING', 'RUNNING')"
+"""Of a version, in SQL: whether it waits for the gate or is at it."""
+
 _UPGRADES = {
     2: (
         "ALTER TABLE submissions ADD COLUMN vocab TEXT NOT NULL DEFAULT 'same'",
@@ -29,6 +32,10 @@ _UPGRADES = {
     4: (
         f"CREATE INDEX versions_by_commit ON versions ({COMMIT_ID})",
         "CREATE TABLE sketches (submission_id TEXT PRIMARY KEY REFERENCES submissions (id), sketch BLOB NOT NULL)",
+        "ALTER TABLE versions ADD COLUMN gate TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE versions ADD COLUMN gate_reason TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE versions ADD COLUMN scores TEXT NOT NULL DEFAULT '{}'",
+        f"CREATE INDEX versions_at_gate ON versions (version) WHERE {AT_GATE}",
     ),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""
@@ -88,9 +95,13 @@ CREATE TABLE versions (
   task_vector_norm REAL NOT NULL,
   task_vector_norm_sum REAL NOT NULL,
   state_files TEXT NOT NULL,         -- JSON object: name -> [size, sha256]
-  files TEXT NOT NULL
+  files TEXT NOT NULL,
+  gate TEXT NOT NULL DEFAULT '',     -- verdict; empty: it was not asked
+  gate_reason TEXT NOT NULL DEFAULT '',
+  scores TEXT NOT NULL DEFAULT '{{}}' -- JSON object: name -> what the gate measured
 );
 CREATE INDEX versions_by_commit ON versions ({COMMIT_ID});
+CREATE INDEX versions_at_gate ON versions (version) WHERE {AT_GATE};
 CREATE TABLE sketches (
   submission_id TEXT PRIMARY KEY REFERENCES submissions (id),
   sketch BLOB NOT NULL               -- float32, little-endian

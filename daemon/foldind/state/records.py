@@ -1,7 +1,7 @@
 """The rows of the ledger, as values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
@@ -84,6 +84,25 @@ class Submission:
     """Whether its files are still in the state folder."""
 
 
+class GateVerdict(StrEnum):
+    """Where a version stands with the gate; the names are the contract's."""
+
+    WAITING = "WAITING"
+    RUNNING = "RUNNING"
+    PASSED = "PASSED"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the operator's gate said of a version."""
+
+    verdict: GateVerdict
+    reason: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Version:
     """One version of the merged model."""
@@ -111,6 +130,8 @@ class Version:
     """Of merge/v<N>/."""
     files: Mapping[str, FileDigest]
     """Of snapshots/v<N>/."""
+    gate: Gate | None = None
+    """None: it was not asked."""
     aliases: tuple[str, ...] = ()
     """Names that point at it now, sorted."""
 

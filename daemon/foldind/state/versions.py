@@ -9,8 +9,9 @@ import time
 from dataclasses import asdict
 
 from foldind.errors import NotFound, WrongState
-from foldind.state.database import COMMIT_ID, Database
-from foldind.state.records import Version, VersionState
+from foldind.state.database import AT_GATE, COMMIT_ID, Database
+from foldind.state.gates import gate_of, may_follow, record_gate, skip_gate, start_gate
+from foldind.state.records import Gate, GateVerdict, Version, VersionState
 from foldind.state.rows import digests, existing, settle_merged, settle_put_back, settle_taken_out, settle_undone
 from foldind.state.sketches import record
 
@@ -70,6 +71,7 @@ class Versions:
                 "UPDATE versions SET state = ? WHERE state = ? AND (version = ? OR (variant AND parent = ?))",
                 (VersionState.WITHDRAWN, VersionState.PUBLISHED, version.version, version.version),
             )
+            skip_gate(connection, [version.version], "it was rolled back before its turn")
             settle_undone(connection, version.submission_id, version.version)
             if took_out := existing(connection, version.submission_id).took_out:
                 settle_put_back(connection, took_out, version.version)
@@ -140,6 +142,40 @@ class Versions:
         )
         return [_version(row) for row in rows]
 
+    def waiting(self) -> Version | None:
+        """Return the oldest version that waits for the gate, or that it was interrupted at, if there is one."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.version = (SELECT min(version) FROM versions WHERE {AT_GATE})"
+        )
+        return _version(rows[0]) if rows else None
+
+    def judged(self) -> Version | None:
+        """Return the newest version that passed or failed the gate, if there is one."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.gate IN (?, ?) ORDER BY versions.version DESC LIMIT 1",
+            GateVerdict.PASSED,
+            GateVerdict.FAILED,
+        )
+        return _version(rows[0]) if rows else None
+
+    def start_gate(self, number: int) -> bool:
+        """Record that the gate runs on a version that waits; it is not pruned meanwhile. False: it does not wait."""
+        with self._database.transaction() as connection:
+            return start_gate(connection, number)
+
+    def settle_gate(self, number: int, gate: Gate, alias: str) -> bool:
+        """Record what the gate said; if it passed, the alias names that version, unless it names a newer one.
+
+        Returns:
+          Whether the alias names it now.
+        """
+        with self._database.transaction() as connection:
+            record_gate(connection, number, gate)
+            if gate.verdict is not GateVerdict.PASSED or not may_follow(connection, number, alias):
+                return False
+            _point(connection, alias, number)
+            return True
+
     def point(self, alias: str, number: int) -> None:
         """Point an alias at a version; 0 removes it.
 
@@ -168,13 +204,14 @@ class Versions:
         """
         with self._database.transaction() as connection:
             rows = connection.execute(
-                "SELECT version FROM versions WHERE state != :pruned AND superseded_at < :before"
+                "SELECT version FROM versions WHERE state != :pruned AND superseded_at < :before AND gate != :running"
                 " AND version NOT IN (SELECT version FROM aliases)"
                 " AND version NOT IN (SELECT parent FROM versions JOIN aliases USING (version) WHERE name = :latest)"
                 " AND version NOT IN (SELECT version FROM versions WHERE state = :published"
                 " ORDER BY version DESC LIMIT :keep) ORDER BY version",
                 {
                     "pruned": VersionState.PRUNED,
+                    "running": GateVerdict.RUNNING,
                     "published": VersionState.PUBLISHED,
                     "before": superseded_before,
                     "latest": LATEST,
@@ -186,19 +223,21 @@ class Versions:
                 "UPDATE versions SET state = ? WHERE version = ?",
                 [(VersionState.PRUNED, number) for number in numbers],
             )
+            skip_gate(connection, numbers, "its files went before its turn")
         return numbers
 
 
 def _insert(connection: sqlite3.Connection, version: Version) -> None:
     connection.execute(
         "INSERT INTO versions (version, parent, state, submission_id, created_at, merge_seconds, rule, publication,"
-        " variant, submissions, lambda, accumulated_norm, task_vector_norm, task_vector_norm_sum, state_files, files)"
+        " variant, submissions, lambda, accumulated_norm, task_vector_norm, task_vector_norm_sum, state_files, files,"
+        " gate)"
         " VALUES (:version, :parent, :state, :submission_id, :created_at, :merge_seconds, :rule, :publication,"
         " :variant, :submissions, :lambda_, :accumulated_norm, :task_vector_norm, :task_vector_norm_sum, :state_files,"
-        " :files)",
+        " :files, :gate)",
         asdict(version)
         | {"state_files": json.dumps(version.state_files), "files": json.dumps(version.files)}
-        | {"aliases": None},
+        | {"aliases": None, "gate": version.gate.verdict if version.gate else ""},
     )
 
 
@@ -240,5 +279,6 @@ def _version(row: sqlite3.Row) -> Version:
         task_vector_norm_sum=row["task_vector_norm_sum"],
         state_files=digests(row["state_files"]),
         files=digests(row["files"]),
+        gate=gate_of(row),
         aliases=tuple(sorted((row["aliases"] or "").split())),
     )

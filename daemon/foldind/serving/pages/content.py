@@ -100,6 +100,11 @@ class Timeline:
     newest: bool
     """Whether these are the newest."""
 
+    @property
+    def gated(self) -> bool:
+        """Whether the gate has or had to do with any of them."""
+        return any(figures.version.gate for figures in self.versions)
+
 
 @dataclass(frozen=True)
 class Overview:

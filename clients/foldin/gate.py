@@ -1,0 +1,24 @@
+"""What the daemon's gate said of a snapshot."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The verdict of the operator's gate, a command that every new version has to pass before an alias names it.
+
+    Attributes:
+      verdict: WAITING, RUNNING, PASSED, FAILED, or SKIPPED (rolled back or pruned before its turn).
+      reason: why it failed or was skipped; empty otherwise.
+      scores: what the gate measured, by name.
+    """
+
+    verdict: str
+    reason: str
+    scores: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types."""
+        return {"verdict": self.verdict, "reason": self.reason, "scores": dict(self.scores)}

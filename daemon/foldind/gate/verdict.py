@@ -1,0 +1,63 @@
+"""What the gate's command said of a version."""
+
+import math
+import signal
+
+from foldind.programs import Ended, json_object
+from foldind.state.records import Gate, GateVerdict
+
+MOST_SCORES = 64
+LONGEST_NAME = 64
+"""Characters of the name of a score."""
+LONGEST_ANSWER = 64 * 1024
+"""Bytes."""
+
+
+def judge(ended: Ended, timeout: float) -> Gate:
+    """Return the verdict: it passed if it ended with status 0, and what it measured can be told.
+
+    Args:
+      ended: what came of the command.
+      timeout: seconds that it could take.
+    """
+    try:
+        scores = scores_of(ended.output)
+    except ValueError as error:
+        return Gate(GateVerdict.FAILED, f"the gate's command {error}")
+    if ended.status == 0:
+        return Gate(GateVerdict.PASSED, scores=scores)
+    if ended.status is None:
+        what = f"took more than {timeout:g} s"
+    elif ended.status > 128:  # what a shell says of a command that a signal ended
+        what = f"was ended by signal {ended.status - 128} ({signal.strsignal(ended.status - 128)})"
+    else:
+        what = f"ended with status {ended.status}"
+    said = ended.last_words.rpartition("\n")[2].strip()
+    return Gate(GateVerdict.FAILED, f"the gate's command {what}" + (f": {said}" if said else ""), scores)
+
+
+def scores_of(output: bytes) -> dict[str, float]:
+    """Return the numbers of the JSON object that a command printed, by name; none if it printed no such object.
+
+    Raises:
+      ValueError: it printed too much, or what is no score.
+    """
+    if len(output) > LONGEST_ANSWER:
+        raise ValueError(f"printed more than {LONGEST_ANSWER} bytes")
+    try:
+        told = json_object(output)
+    except ValueError:
+        return {}
+    scores = {name: value for name, value in told.items() if type(value) in (int, float)}
+    if len(scores) > MOST_SCORES:
+        raise ValueError(f"printed {len(scores)} scores; {MOST_SCORES} are the most")
+    for name, value in scores.items():
+        if not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
+            raise ValueError(f"printed a score named {name[:LONGEST_NAME]!r}; names are short and printable")
+        try:
+            scores[name] = float(value)
+        except OverflowError:
+            scores[name] = math.inf
+        if not math.isfinite(scores[name]):
+            raise ValueError(f"printed a score {name!r} that is no finite number")
+    return scores
