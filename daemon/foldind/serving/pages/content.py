@@ -197,7 +197,7 @@ class Content:
         return Timeline(
             versions=tuple(map(self._figures, shown)),
             older=shown[-1].version if len(found) > PAGE else 0,
-            newest=not before or not shown or shown[0].version >= self._versions.last_number(),
+            newest=not before or (bool(shown) and shown[0].version >= self._versions.last_number()),
         )
 
     def _newest(self) -> list[Version]:
