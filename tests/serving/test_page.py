@@ -178,7 +178,7 @@ class TestEvents:
         with events(daemon) as stream, idle_worker(daemon):
             assert stream.headers["Content-Type"] == "text/event-stream"
             first = next_event(stream)
-            assert {*first} == {"status", "queue", "timeline", "alike", "said"}
+            assert {*first} == {"status", "queue", "timeline", "alike", "first", "said"}
             submission = wire.upload(single(fine_tuned(base_tensors())), name="live")
             wait_for(lambda: state(wire.get(submission.id)) == "MERGING", "the merge to begin")
             queue = ""

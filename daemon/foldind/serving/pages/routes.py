@@ -170,7 +170,8 @@ class Pages:
         overview = self._content.overview()
         parts = _parts(overview)
         fragments = {name: self._templates.render(name, **parts) for name in FRAGMENTS}
-        return {**fragments, "said": overview.queue.sentence}
+        first = {"first": ""} if overview.status.head else {}  # once there is one, nobody asks how to make it
+        return {**fragments, **first, "said": overview.queue.sentence}
 
 
 def _parts(overview: Overview) -> Mapping[str, object]:
