@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from foldind.serving.pages.rendering import LONGEST, cut
+from foldind.state.database import Database
 
 from tests.serving.test_hub import RESOLVE, ask, commit
 from tests.support.daemon import Daemon, wait_for
@@ -133,6 +135,46 @@ class TestPages:
         wire.rollback()
         assert "withdrawn" in text(wire.daemon, "/versions/4")
         assert 'id="head">v3<' in text(wire.daemon)
+
+    def test_published_in_another_way(self, reopened: Callable[..., Wire]) -> None:
+        daemon = reopened().daemon
+        with daemon.client() as client:
+            number = client.publish("scale:0.25", alias="candidate").version
+        page = text(daemon, f"/versions/{number}")
+        for words in (f'<a href="/versions/{VERSIONS}">', "published in another way", "candidate", "scale:0.25"):
+            assert words in page
+        assert f"republished</span> v{VERSIONS} as scale:0.25" in text(daemon)
+
+    def test_what_the_gate_said(self, reopened: Callable[..., Wire]) -> None:
+        answer = shlex.quote(json.dumps({"ACC": 0.87654, "<b>hostile": 1}))
+        wire = reopened("--gate", f"echo {answer}; echo '<i>no</i>' >&2; exit $((FOLDIN_VERSION % 2))")
+        daemon = wire.daemon
+        assert '<th scope="col">Gate' not in text(daemon), "it was not asked so far"
+        for number in (VERSIONS + 1, VERSIONS + 2):
+            wire.settled(wire.upload(single(fine_tuned(base_tensors()))).id)
+            verdict = "failed" if number % 2 else "passed"
+            wait_for(lambda: f"gate-{verdict}" in text(daemon, f"/versions/{number}"), f"v{number} to be {verdict}")  # noqa: B023
+        failed, passed = (text(daemon, f"/versions/{number}") for number in (VERSIONS + 1, VERSIONS + 2))
+        assert "&lt;i&gt;no" in failed
+        assert "0.8765" in passed
+        assert "&lt;b&gt;hostile" in passed
+        assert {"gate-failed", "gate-passed"} <= set(re.findall(r"gate-\w+", text(daemon)))
+        assert not re.search("<b>hostile|<i>no", failed + passed + text(daemon))
+
+    def test_many_versions(self, past: History, tmp_path: Path, start_daemon: Daemons) -> None:
+        folder = past.copy(tmp_path / "state")
+        with Database(folder / "ledger.sqlite") as database, database.transaction() as connection:
+            columns = [row["name"] for row in connection.execute("PRAGMA table_info(versions)")]
+            chosen = ", ".join({"version": "?", "state": "'PRUNED'"}.get(name, name) for name in columns)
+            copy = f"INSERT INTO versions SELECT {chosen} FROM versions WHERE version = 1"
+            connection.executemany(copy, [(number,) for number in range(VERSIONS + 1, 61)])
+        daemon = start_daemon(folder, None)
+        seen, path = [], "/"
+        while path:
+            page = text(daemon, path)
+            seen.append([int(number) for number in re.findall(r'id="v(\d+)"', page)])
+            path = next(iter(re.findall(r'href="(/\?before=\d+)"', page)), "")
+        assert seen == [[*range(60, 35, -1)], [*range(35, 10, -1)], [*range(10, 0, -1)]]
 
     def test_a_token_is_asked_for(self, past: History, tmp_path: Path, start_daemon: Daemons) -> None:
         daemon = start_daemon(past.copy(tmp_path / "state"), None, environment={"FOLDIN_HTTP_TOKEN": "hf_secret"})
