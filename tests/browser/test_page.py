@@ -1,8 +1,12 @@
 """The status page in a real browser: how it looks, that it lives, and that everyone can use it."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -103,6 +107,31 @@ def layered(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def slowed(worker: psutil.Process) -> Iterator[None]:
+    """Let a worker run for a small part of the time, so that there is something to see however fast this machine is."""
+    over = threading.Event()
+
+    def pace() -> None:
+        while not over.is_set():
+            worker.suspend()
+            over.wait(0.05)
+            worker.resume()
+            over.wait(0.005)
+
+    thread = threading.Thread(target=pace)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def progress(browser: Chromium) -> float:
+    return float(browser.run("return document.querySelector('progress')?.value || 0"))
+
+
 def test_it_lives(browser: Chromium, tmp_path: Path, start_daemon: Daemons, pictures: Path) -> None:
     base = layered(tmp_path / "base")
     daemon = start_daemon(tmp_path / "state", base, environment={"FOLDIN_KEEP_BASES": "false"})
@@ -116,19 +145,11 @@ def test_it_lives(browser: Chromium, tmp_path: Path, start_daemon: Daemons, pict
         wait_for(lambda: browser.run("return Boolean(document.querySelector('#v1'))"), "the first version", 10)
         assert "Nothing has been merged yet" not in browser.text()
         worker = wait_for(lambda: daemon.worker, "the worker")
-        client.submit(second, name="second")
-        seen: set[float] = set()
-        while len(seen) < 2:
-
-            def value() -> float | None:
-                found: float | None = browser.run("return document.querySelector('progress')?.value")
-                return found if found and found not in seen else None
-
-            seen.add(wait_for(value, f"progress other than {seen}", 20))
-            worker.suspend()  # so that the browser misses none of it, however fast this machine is
-            if len(seen) == 1:
-                browser.picture(pictures / "merging.png")
-            worker.resume()
+        with slowed(worker):
+            client.submit(second, name="second")
+            first_seen = wait_for(lambda: progress(browser), "progress", 20)
+            browser.picture(pictures / "merging.png")
+            wait_for(lambda: progress(browser) > first_seen, "more of it", 20)
         wait_for(lambda: browser.run("return Boolean(document.querySelector('#v2'))"), "the version", 30)
     assert browser.run("return document.querySelector('progress')") is None
     assert "0 waiting, 0 arriving" in browser.run("return document.querySelector('[role=status]').textContent")

@@ -22,7 +22,7 @@ threads = {merge.threads}  # per matrix product; with one, every processor has a
 
 [serve]  # may be changed; environment variables FOLDIN_<NAME> and flags of `foldind serve` go before it
 # grpc = "127.0.0.1:7070"
-# http = "127.0.0.1:7072"  # metrics, health, and the model for clients of the Hugging Face Hub; "" for none
+# http = "127.0.0.1:7072"  # a status page, metrics, health, and the model for clients of the Hub; "" for none
 # model_id = "foldin/merged"  # what the model is called there
 # http_token = ""  # that those clients have to bring as HF_TOKEN; "" for none. FOLDIN_HTTP_TOKEN shows it to fewer
 # ignore = ["classifier.*"]  # tensors of submissions that the base lacks and that are left out without complaint
