@@ -184,6 +184,7 @@ async def _run(
     if http:
         await http.stop()
     log.info("stopped")
+    _take_no_more_signals()
     for ended in (merging, watching, gating):
         if ended and not ended.cancelled():
             ended.result()  # raises what ended it, if it did not end in order
@@ -227,6 +228,13 @@ def _grpc_server(
         raise StateError(
             f"cannot listen on {address}", "another process may use the port; choose one with --grpc HOST:PORT"
         ) from error
+
+
+def _take_no_more_signals() -> None:
+    """Let who asks twice for the end not have an end by the signal: the loop is about to give the handlers back."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_signal_or_end(*tasks: "asyncio.Task[None]") -> asyncio.Event:
