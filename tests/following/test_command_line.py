@@ -16,14 +16,12 @@ from tests.support.daemon import Daemon, foldin, wait_for
 
 
 def samples(file: Path, alias: str) -> dict[str, float]:
-    """Name, with the outcome where there is one -> value."""
+    """Name, and the outcome in brackets where there is one -> value."""
     found = {}
     for family in text_string_to_metric_families(file.read_text()):
         for sample in family.samples:
-            assert sample.labels["alias"] == alias
-            found[
-                sample.name + sample.labels.get("outcome", "").join("()" if "outcome" in sample.labels else ("", ""))
-            ] = sample.value
+            assert sample.labels.pop("alias") == alias
+            found[sample.name + "".join(f"({outcome})" for outcome in sample.labels.values())] = sample.value
     return found
 
 
@@ -173,7 +171,7 @@ def test_servers_and_a_webhook(daemon: Daemon, client: Client, alias: Alias, to:
     [
         (("--as", "lora"), "neither model nor adapter"),
         (("--rank", "4"), "add --as adapter"),
-        (("--webhook", "http://localhost:1/"), "set FOLDIN_WEBHOOK_SECRET"),
+        (("--webhook", "http://localhost:1/"), "FOLDIN_WEBHOOK_SECRET"),
         (("--webhook", "http://localhost:1/", "--webhook-secret-file", "/nowhere"), "cannot read it"),
         (("--vllm", "localhost:8000"), "write http://HOST:PORT"),
     ],

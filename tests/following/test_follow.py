@@ -191,9 +191,12 @@ def test_through_a_restart_of_the_daemon(past: History, tmp_path: Path, to: Path
             foldin_command("alias", "stable", "v2", "--server", daemon.start().server)
             until(events, EventKind.APPLIED, 2)
             assert require_whole(client, to) == 2
-        daemon.kill()
-        with pytest.raises(foldin.ServerUnavailable):
-            list(follow(client, alias, to))
+
+
+def test_a_daemon_that_never_answered(to: Path) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(foldin.ServerUnavailable):
+        list(foldin.follow(client, to=to))
+    assert not to.exists()
 
 
 def test_what_cannot_be_pulled_is_tried_again(client: Client, alias: Alias, to: Path) -> None:

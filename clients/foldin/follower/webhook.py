@@ -13,6 +13,7 @@ from foldin.follower.posting import post, require_url
 SIGNATURE = "X-Foldin-Signature-256"
 _TRIES = 3
 _SECONDS = 10.0
+_PAUSE = 0.5
 
 
 class Webhook:
@@ -45,7 +46,7 @@ class Webhook:
             except HookFailed:
                 if attempt == _TRIES:
                     raise
-                time.sleep(attempt)
+                time.sleep(_PAUSE * attempt)
             else:
                 return
 
