@@ -14,7 +14,7 @@ _MOST_BYTES = 64 * 1024
 _MOST_SHOWN = 300
 
 
-class Refused(HookFailed):
+class ErrorAnswer(HookFailed):
     """A server answered with an error.
 
     Attributes:
@@ -41,7 +41,7 @@ def post(url: str, body: bytes, seconds: float, headers: Mapping[str, str]) -> b
       seconds: how long to wait for the answer.
 
     Raises:
-      Refused: the answer is an error.
+      ErrorAnswer: the answer is an error.
       HookFailed: there is none.
     """
     request = Request(url, body, {"Content-Type": "application/json", **headers}, method="POST")
@@ -52,7 +52,7 @@ def post(url: str, body: bytes, seconds: float, headers: Mapping[str, str]) -> b
     except HTTPError as error:
         with error:
             text = error.read(_MOST_BYTES).decode(errors="replace").strip()
-        raise Refused(f"{url} answered {error.code} {error.reason}: {text[:_MOST_SHOWN]}", error.code) from None
+        raise ErrorAnswer(f"{url} answered {error.code} {error.reason}: {text[:_MOST_SHOWN]}", error.code) from None
     except TimeoutError:
         raise HookFailed(f"{url} did not answer within {seconds:.0f} s.") from None
     except (URLError, HTTPException, OSError) as error:

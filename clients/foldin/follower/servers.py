@@ -12,7 +12,7 @@ from typing import Any
 from foldin.errors import HookFailed
 from foldin.follower.events import Swap
 from foldin.follower.hooks import DEFAULT_SECONDS
-from foldin.follower.posting import Refused, post_json, require_url
+from foldin.follower.posting import ErrorAnswer, post_json, require_url
 
 DEFAULT_ADAPTER_NAME = "foldin"
 _BAD_REQUEST = 400
@@ -63,7 +63,7 @@ class VllmModel(_Server):
         try:
             self._post("/collective_rpc", reload, deadline)
         except HookFailed as error:
-            if isinstance(error, Refused) and error.status < _SERVER_ERROR:  # nothing was loaded
+            if isinstance(error, ErrorAnswer) and error.status < _SERVER_ERROR:  # nothing was loaded
                 self._clean_up("/resume")
                 raise
             raise HookFailed(
@@ -114,7 +114,7 @@ class SglangAdapter(_Server):
         deadline = self._deadline()
         try:
             self._post("/unload_lora_adapter", {"lora_name": self._name}, deadline)
-        except Refused as error:
+        except ErrorAnswer as error:
             if error.status != _BAD_REQUEST:  # so it refuses a name that is not loaded
                 raise
         adapter = {"lora_name": self._name, "lora_path": str(swap.snapshot)}
