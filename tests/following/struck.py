@@ -15,6 +15,8 @@ def is_step(event: str, arguments: tuple[object, ...], folder: str) -> bool:
     if event == "open":
         written = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         return bool(written) and str(arguments[0]).startswith(folder)
+    if event in {"os.remove", "os.rmdir"} and arguments[1] != -1:  # named below an open folder, as rmtree does
+        return True
     return event == "subprocess.Popen" or (event in STEPS and str(arguments[0]).startswith(folder))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from foldin import Client
+from foldin import Client, follow
 
 from tests.following import struck
 from tests.following.running import Alias, Following, record, require_whole
@@ -33,6 +33,11 @@ def arrive(daemon: Daemon, alias: Alias, to: Path, log: Path) -> None:
     assert record(to)["loaded"] == version
     left_over = [path.name for path in (to / "versions").iterdir() if path.name.startswith(".")]
     assert left_over == []
+    for other in range(1, VERSIONS + 1):
+        alias.move(other)
+        list(follow(alias.client, alias=alias.name, to=to, once=True))
+        assert require_whole(alias.client, to) == other, "what lies under the name of a version is whole, or replaced"
+    alias.move(version)
 
 
 @contextmanager
@@ -78,7 +83,7 @@ def test_at_random_moments(
 
 
 def scenario(daemon: Daemon, alias: Alias, to: Path, log: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
-    """From v2, with v1 to go back to and v4 kept from long ago, to v3; whose hook may fail."""
+    """Start it, with a hook that fails for v3."""
     flags = ("--keep", "1", "--exec", FAILING)
     where = ("--server", daemon.server, "--alias", alias.name, "--to", str(to))
     return subprocess.run(
@@ -93,9 +98,9 @@ def scenario(daemon: Daemon, alias: Alias, to: Path, log: Path, kill_at: int) ->
 
 @pytest.fixture
 def prepared(daemon: Daemon, alias: Alias, tmp_path: Path) -> Path:
-    """A folder that was at v4, v1 and then v2."""
+    """A folder at v4, with v2 to go back to: at v1 that is removed, and v3 fails."""
     to = tmp_path / "prepared"
-    for version in (4, 1, 2):
+    for version in (1, 2, 4):
         alias.move(version)
         foldin("follow", "--server", daemon.server, "--alias", alias.name, "--to", str(to), "--once", "--keep", "1")
     return to
@@ -124,5 +129,5 @@ def test_before_each_step(
     for step in sorted(random.Random(seed).sample(range(1, steps + 1), min(tried, steps))):
         ended = strike(step)
         assert ended.returncode == -9, f"step {step}: {ended.stderr}"
-        assert require_whole(client, to) in {1, 2, goal}, f"step {step}"
+        assert require_whole(client, to) in {4, goal}, f"step {step}"
         arrive(daemon, alias, to, log)
