@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from aiohttp.web import Application
 from foldin.v1 import snapshots_pb2, submissions_pb2
 from foldin.v1.snapshots_pb2_grpc import add_SnapshotServiceServicer_to_server
 from foldin.v1.submissions_pb2_grpc import add_SubmissionServiceServicer_to_server
@@ -32,8 +33,14 @@ from foldind.preparation import Preparation
 from foldind.republication import Republication
 from foldind.service import MergeService
 from foldind.serving.collector import StateCollector
+from foldind.serving.downloads import Downloads
 from foldind.serving.http import HttpServer, application
 from foldind.serving.hub import Hub
+from foldind.serving.pages.content import Content
+from foldind.serving.pages.likeness import Likenesses
+from foldind.serving.pages.manifests import Manifests
+from foldind.serving.pages.rendering import Templates
+from foldind.serving.pages.routes import Pages
 from foldind.serving.references import movable_alias
 from foldind.serving.snapshots import SnapshotServicer
 from foldind.serving.submissions import SubmissionServicer
@@ -145,11 +152,11 @@ async def _run(
     http = HttpServer(settings.http) if settings.http else None
 
     if http:
-        hub = Hub(folder, versions, settings.model_id, metrics)
-        token = settings.http_token.get_secret_value()
-        await http.start(
-            application(metrics.registry, lambda: service.gets_on, lambda: service.unready_reason, hub.routes(), token)
-        )
+        downloads = Downloads()
+        content = _content(folder, plan, ledger, versions, census, sketches, service, downloads)
+        pages = Pages(content, _templates(configuration, settings), changes, port)
+        hub = Hub(folder, versions, settings.model_id, metrics, downloads)
+        await http.start(_application(metrics, service, pages, hub, settings))
         log.info("%s for clients of the Hugging Face Hub, metrics and health on http://%s", hub.model_id, http.address)
     await server.start()
     merging = asyncio.create_task(service.run())
@@ -204,6 +211,44 @@ def _inbox(
     inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
     inbox.prepare()
     return inbox
+
+
+def _application(
+    metrics: Metrics, service: MergeService, pages: Pages, hub: Hub, settings: ServeSettings
+) -> Application:
+    app = application(
+        metrics.registry,
+        lambda: service.gets_on,
+        lambda: service.unready_reason,
+        [*pages.routes(), *hub.routes()],
+        settings.http_token.get_secret_value(),
+    )
+
+    async def stop_streams(_: Application) -> None:
+        pages.stop()
+
+    app.on_shutdown.append(stop_streams)
+    return app
+
+
+def _content(
+    folder: StateFolder,
+    plan: Plan,
+    ledger: Ledger,
+    versions: Versions,
+    census: Census,
+    sketches: Sketches,
+    service: MergeService,
+    downloads: Downloads,
+) -> Content:
+    manifests, likenesses = Manifests(folder, plan), Likenesses(sketches, ledger)
+    return Content(ledger, versions, census, likenesses, manifests, service, downloads)
+
+
+def _templates(configuration: Configuration, settings: ServeSettings) -> Templates:
+    merge = configuration.merge
+    publication = str(merge.publication(settings.publication))
+    return Templates({"model_id": settings.model_id, "rule": str(merge.rule), "publication": publication})
 
 
 async def _tell_status(systemd: Systemd, service: MergeService, changes: Changes) -> None:

@@ -347,6 +347,8 @@ def test_pages(ledger: Ledger) -> None:
     assert [submission.id for submission in ledger.page(0, 9, [QUEUED])] == [ids[0], *ids[2:]]
     assert [submission.id for submission in ledger.page(1, 1, [QUEUED, WITHDRAWN])] == [ids[1]]
     assert ledger.page(0, 9, [MERGED]) == []
+    assert [submission.id for submission in ledger.newest(2, QUEUED, WITHDRAWN)] == [ids[1], ids[4]]
+    assert ledger.newest(2, MERGED) == []
 
 
 def test_uploads_that_were_never_completed(ledger: Ledger) -> None:

@@ -157,6 +157,10 @@ def test_pages(versions: Versions, commit: Commit) -> None:
     assert numbers(versions.page(0, 2)) == [1, 2]
     assert numbers(versions.page(2, 2)) == [3]
     assert versions.page(3, 2) == []
+    assert numbers(versions.page_before(4, 2)) == [3, 2]
+    assert numbers(versions.page_before(2, 2)) == [1]
+    assert versions.page_before(1, 2) == []
+    assert numbers(versions.page_before(2**64, 9)) == [3, 2, 1]
 
 
 class TestPrune:

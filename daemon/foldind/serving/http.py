@@ -36,6 +36,8 @@ _STALLED_SECONDS = 120
 
 _OPEN = frozenset({"/metrics", "/healthz", "/readyz"})
 """What machines that look after machines ask for; it needs no token, and is never too much."""
+EVENTS = "/events"
+"""Streams that last; their own handler bounds how many there are."""
 
 
 def application(
@@ -86,7 +88,7 @@ def _within_limits() -> Middleware:
     @middleware
     async def limit(request: Request, handler: Handler) -> StreamResponse:
         nonlocal answering
-        if request.path in _OPEN:
+        if request.path in _OPEN or request.path == EVENTS:
             return await handler(request)
         if answering >= _MOST_AT_ONCE:
             raise HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: "1"}, text="too many requests at once; try again\n")

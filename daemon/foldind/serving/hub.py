@@ -30,6 +30,7 @@ from aiohttp.web import (
 from foldind.errors import FoldinError
 from foldind.metrics import Metrics
 from foldind.serving.delivery import SealedFile, send_file
+from foldind.serving.downloads import Downloads
 from foldind.serving.references import MAIN, resolve
 from foldind.state.durable import FileDigest
 from foldind.state.folder import StateFolder
@@ -50,14 +51,16 @@ class Hub:
       versions: of the ledger.
       model_id: OWNER/NAME.
       metrics: where bytes are counted.
+      downloads: where whole files are counted.
     """
 
-    def __init__(self, folder: StateFolder, versions: Versions, model_id: str, metrics: Metrics):
+    def __init__(self, folder: StateFolder, versions: Versions, model_id: str, metrics: Metrics, downloads: Downloads):
         self._folder = folder
         self._versions = versions
         self.model_id = model_id
         """OWNER/NAME."""
         self._metrics = metrics
+        self._downloads = downloads
 
     def routes(self) -> list[AbstractRouteDef]:
         """Return what it answers."""
@@ -171,6 +174,8 @@ class Hub:
 
         def count(sent: int, to_the_end: bool) -> None:
             self._metrics.sent.inc(sent)
+            if to_the_end:
+                self._downloads.count(version.version, name)
 
         try:
             return await send_file(request, file, headers, count)

@@ -275,6 +275,14 @@ class Ledger:
         )
         return [rows.submission_of(row) for row in found]
 
+    def newest(self, size: int, *states: SubmissionState) -> list[Submission]:
+        """Return up to `size` submissions of these states, the one that changed last first."""
+        marks = ", ".join("?" * len(states))
+        found = self._database.query(
+            f"SELECT * FROM submissions WHERE state IN ({marks}) ORDER BY updated_at DESC LIMIT ?", *states, size
+        )
+        return [rows.submission_of(row) for row in found]
+
     def receiving_since_before(self, moment: float) -> list[Submission]:
         """Return the uploads that were opened before a moment (seconds since the epoch) and never completed."""
         found = self._database.query("SELECT * FROM submissions WHERE state = ? AND updated_at < ?", RECEIVING, moment)

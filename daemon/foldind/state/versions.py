@@ -111,6 +111,15 @@ class Versions:
         )
         return [_version(row) for row in rows]
 
+    def page_before(self, before: int, size: int) -> list[Version]:
+        """Return up to `size` versions below `before`, newest first."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE versions.version < ? ORDER BY versions.version DESC LIMIT ?",
+            min(before, _NO_NUMBER),
+            size,
+        )
+        return [_version(row) for row in rows]
+
     def all(self) -> list[Version]:
         """Return every version ever, oldest first."""
         return [_version(row) for row in self._database.query(f"{_SELECT} ORDER BY versions.version")]
