@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foldin.errors import DataLoss as DataLoss
     from foldin.errors import FailedPrecondition as FailedPrecondition
     from foldin.errors import FoldinError as FoldinError
+    from foldin.errors import HookFailed as HookFailed
     from foldin.errors import InvalidArgument as InvalidArgument
     from foldin.errors import NotFound as NotFound
     from foldin.errors import PermissionDenied as PermissionDenied
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from foldin.errors import Refused as Refused
     from foldin.errors import ResourceExhausted as ResourceExhausted
     from foldin.errors import ServerUnavailable as ServerUnavailable
+    from foldin.follower.events import Event as Event
+    from foldin.follower.events import EventKind as EventKind
+    from foldin.follower.events import Swap as Swap
+    from foldin.follower.hooks import Command as Command
+    from foldin.follower.loop import follow as follow
+    from foldin.follower.servers import SglangAdapter as SglangAdapter
+    from foldin.follower.servers import SglangModel as SglangModel
+    from foldin.follower.servers import VllmAdapter as VllmAdapter
+    from foldin.follower.servers import VllmModel as VllmModel
+    from foldin.follower.webhook import Webhook as Webhook
     from foldin.gate import Gate as Gate
     from foldin.lineage import Change as Change
     from foldin.lineage import Lineage as Lineage
@@ -57,6 +68,7 @@ _HOME = {
     "DataLoss": "errors",
     "FailedPrecondition": "errors",
     "FoldinError": "errors",
+    "HookFailed": "errors",
     "InvalidArgument": "errors",
     "NotFound": "errors",
     "PermissionDenied": "errors",
@@ -70,6 +82,16 @@ _HOME = {
     "lineage_of": "lineage",
     "TensorStatistics": "manifest",
     "tensor_statistics": "manifest",
+    "Event": "follower.events",
+    "EventKind": "follower.events",
+    "Swap": "follower.events",
+    "Command": "follower.hooks",
+    "follow": "follower.loop",
+    "SglangAdapter": "follower.servers",
+    "SglangModel": "follower.servers",
+    "VllmAdapter": "follower.servers",
+    "VllmModel": "follower.servers",
+    "Webhook": "follower.webhook",
     "File": "models",
     "Gate": "gate",
     "Progress": "models",

@@ -81,6 +81,12 @@ class PullError(FoldinError):
     code = "FAILED_PRECONDITION"
 
 
+class HookFailed(FoldinError):
+    """A server, or a command, could not be brought to a version."""
+
+    code = "ABORTED"
+
+
 class Refused(FoldinError):
     """A submission ended as REJECTED, QUARANTINED or WITHDRAWN.
 

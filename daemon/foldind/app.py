@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from aiohttp.web import Application
 from foldin.v1 import snapshots_pb2, submissions_pb2
 from foldin.v1.snapshots_pb2_grpc import add_SnapshotServiceServicer_to_server
 from foldin.v1.submissions_pb2_grpc import add_SubmissionServiceServicer_to_server
@@ -152,19 +153,10 @@ async def _run(
 
     if http:
         downloads = Downloads()
-        hub = Hub(folder, versions, settings.model_id, metrics, downloads)
         content = _content(folder, plan, ledger, versions, census, sketches, service, downloads)
         pages = Pages(content, _templates(configuration, settings), changes, port)
-        token = settings.http_token.get_secret_value()
-        await http.start(
-            application(
-                metrics.registry,
-                lambda: service.gets_on,
-                lambda: service.unready_reason,
-                [*pages.routes(), *hub.routes()],
-                token,
-            )
-        )
+        hub = Hub(folder, versions, settings.model_id, metrics, downloads)
+        await http.start(_application(metrics, service, pages, hub, settings))
         log.info("%s for clients of the Hugging Face Hub, metrics and health on http://%s", hub.model_id, http.address)
     await server.start()
     merging = asyncio.create_task(service.run())
@@ -197,9 +189,9 @@ async def _run(
     # Streams never end by themselves: now they are cut. The ledger closes last, after everyone who uses it.
     await server.stop(_CALLS_END_SECONDS)
     if http:
-        pages.stop()
         await http.stop()
     log.info("stopped")
+    _take_no_more_signals()
     for ended in (merging, watching, gating):
         if ended and not ended.cancelled():
             ended.result()  # raises what ended it, if it did not end in order
@@ -219,6 +211,24 @@ def _inbox(
     inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
     inbox.prepare()
     return inbox
+
+
+def _application(
+    metrics: Metrics, service: MergeService, pages: Pages, hub: Hub, settings: ServeSettings
+) -> Application:
+    app = application(
+        metrics.registry,
+        lambda: service.gets_on,
+        lambda: service.unready_reason,
+        [*pages.routes(), *hub.routes()],
+        settings.http_token.get_secret_value(),
+    )
+
+    async def stop_streams(_: Application) -> None:
+        pages.stop()
+
+    app.on_shutdown.append(stop_streams)
+    return app
 
 
 def _content(
@@ -263,6 +273,13 @@ def _grpc_server(
         raise StateError(
             f"cannot listen on {address}", "another process may use the port; choose one with --grpc HOST:PORT"
         ) from error
+
+
+def _take_no_more_signals() -> None:
+    """Let who asks twice for the end not have an end by the signal: the loop is about to give the handlers back."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_signal_or_end(*tasks: "asyncio.Task[None]") -> asyncio.Event:

@@ -1,6 +1,9 @@
 """The vision suite, built with hardly any training: its files, and what its scorer says of its own models."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +122,20 @@ def test_photographs_share_no_pixel_between_training_and_test(monkeypatch: pytes
     ]
     assert not seen[0] & seen[1]
     assert len(seen[0] | seen[1]) == 16 * STRIP
+
+
+def test_the_scorer_decides_at_a_gate(built: Path) -> None:
+    gate = Path(__file__).parents[2] / "deploy" / "gate" / "accuracy.py"
+    scorer = [sys.executable, "-m", "tests.bench.vision", "score", str(built)]
+    best = meta(built, TASKS[0])["finetuned_accuracy"]
+    environment = {**os.environ, "FOLDIN_SNAPSHOT": str(built / "tasks" / TASKS[0])}
+    ended = subprocess.run(
+        [sys.executable, gate, "--at-least", "1.01", "--", *scorer],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "1.01 is the least" in ended.stderr
+    assert 0 < json.loads(ended.stdout)["ACC"] <= max(best, 1)

@@ -82,6 +82,7 @@ def test_snapshot():
         variant=True,
         state=snapshots_pb2.SNAPSHOT_STATE_PUBLISHED,
         files=[snapshots_pb2.SnapshotFile(name="config.json", size=2, sha256="cd")],
+        gate=snapshots_pb2.Gate(verdict=snapshots_pb2.GATE_VERDICT_FAILED, reason="too bad", scores={"b": 2, "a": 1}),
         **{"lambda": 1.5},
     )
     message.created_at.FromJsonString("2025-01-02T03:04:05Z")
@@ -103,7 +104,12 @@ def test_snapshot():
         "publication": "norm",
         "variant": True,
         "files": [{"name": "config.json", "size": 2, "sha256": "cd"}],
+        "gate": {"verdict": "FAILED", "reason": "too bad", "scores": {"a": 1.0, "b": 2.0}},
     }
+    message.gate.verdict = 9  # of a newer daemon
+    assert snapshot_of(message).to_json()["gate"]["verdict"] == "VERDICT_9"
+    message.ClearField("gate")
+    assert snapshot_of(message).to_json()["gate"] is None
 
 
 def test_states_are_those_of_the_contract():

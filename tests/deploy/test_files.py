@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
+from foldin.follower.hooks import DEFAULT_SECONDS
 from foldind.config import ServeSettings
 
 from tests.deploy.conftest import DEPLOY, ROOT
@@ -17,6 +19,7 @@ EXPOSURE = 2.5
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 UNIT = (DEPLOY / "foldind.service").read_text()
+UNITS = {"foldind.service": "foldind serve ", "foldin-follow.service": "foldin follow "}
 
 
 def run(*command: str | Path) -> str:
@@ -25,21 +28,24 @@ def run(*command: str | Path) -> str:
     return ended.stdout + ended.stderr
 
 
-def installed_unit(folder: Path) -> Path:
-    """The unit as it would be if its virtual environment were this one."""
-    unit = folder / "foldind.service"
-    assert "ExecStart=/opt/foldin/venv/bin/foldind serve " in UNIT
-    unit.write_text(UNIT.replace("/opt/foldin/venv/bin", str(BIN)))
+def installed_unit(folder: Path, name: str) -> Path:
+    """A unit as it would be if its virtual environment were this one."""
+    unit = folder / name
+    text = (DEPLOY / name).read_text()
+    assert f"ExecStart=/opt/foldin/venv/bin/{UNITS[name]}" in text
+    unit.write_text(text.replace("/opt/foldin/venv/bin", str(BIN)))
     return unit
 
 
-def test_the_unit_is_understood(tool: Tool, tmp_path: Path) -> None:
-    assert run(tool("systemd-analyze"), "verify", "--man=no", installed_unit(tmp_path)) == ""
+@pytest.mark.parametrize("name", UNITS)
+def test_the_unit_is_understood(tool: Tool, tmp_path: Path, name: str) -> None:
+    assert run(tool("systemd-analyze"), "verify", "--man=no", installed_unit(tmp_path, name)) == ""
 
 
-def test_the_unit_exposes_little(tool: Tool, tmp_path: Path) -> None:
-    told = run(tool("systemd-analyze"), "security", "--offline=true", installed_unit(tmp_path))
-    exposure = re.search(r"Overall exposure level for foldind.service: ([\d.]+)", told)
+@pytest.mark.parametrize("name", UNITS)
+def test_the_unit_exposes_little(tool: Tool, tmp_path: Path, name: str) -> None:
+    told = run(tool("systemd-analyze"), "security", "--offline=true", installed_unit(tmp_path, name))
+    exposure = re.search(rf"Overall exposure level for {name}: ([\d.]+)", told)
     assert exposure
     assert float(exposure[1]) < EXPOSURE
 
@@ -51,6 +57,12 @@ def test_the_unit_gives_a_merge_its_grace() -> None:
     grace = re.fullmatch(r"(\d+)s", COMPOSE["services"]["foldind"]["stop_grace_period"])
     assert grace
     assert int(grace[1]) >= ServeSettings().shutdown_grace + 20
+
+
+def test_the_unit_of_a_follower_gives_a_hook_its_time() -> None:
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "foldin-follow.service").read_text(), re.MULTILINE)
+    assert stop
+    assert int(stop[1]) >= DEFAULT_SECONDS + 60
 
 
 def test_the_dockerfile_is_clean(tool: Tool) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from foldin.cli import comparison, conversion, snapshots, submissions
+from foldin.cli import comparison, conversion, following, snapshots, submissions
 
 app = typer.Typer(
     name="foldin",
@@ -45,7 +45,7 @@ _SNAPSHOTS = "Using the merged model"
 
 for _panel, _commands in (
     (_SUBMISSIONS, (*submissions.COMMANDS, *conversion.COMMANDS)),
-    (_SNAPSHOTS, (*snapshots.COMMANDS, *comparison.COMMANDS)),
+    (_SNAPSHOTS, (*snapshots.COMMANDS, *comparison.COMMANDS, *following.COMMANDS)),
 ):
     for _name, _command, _examples in _commands:
         app.command(_name, rich_help_panel=_panel, epilog=_examples)(_command)

@@ -1,0 +1,1 @@
+"""Keeping an inference host at the version that an alias names; README.md says what it promises."""
