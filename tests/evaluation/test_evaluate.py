@@ -341,6 +341,7 @@ def test_a_rule_that_weighs_by_statistics(
     update = {name: values - base[name].double().numpy() for name, values in merged.items()}
     (final,) = (entry for entry in measured(out) if entry["kind"] == "step")
     assert final["accuracy"] == {task: pytest.approx(agreement(small_suite, task, update), abs=2e-3) for task in TASKS}
+    assert command(*evaluate).status == 0, "nothing is left to do"
     put(tmp_path / "tasks" / "blue", statistics[0])
     assert f"holds results of {rule} with another statistics" in command(*evaluate).stderr
 

@@ -102,7 +102,7 @@ def open_task(
         raise _of_task(name, error) from error
     for companion in companion_files(base) if is_model else ():
         (place / companion.name).symlink_to(companion.absolute())
-    statistics = digest_file(place / STATISTICS) if weighed else ""
+    statistics = digest_file(place / STATISTICS).sha256 if weighed else ""
     return Task(name, place, is_model, _digest(checkpoint), statistics)
 
 
