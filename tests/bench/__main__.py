@@ -51,10 +51,13 @@ def main() -> None:
     parser.add_argument(
         "--order", default="", help="of its tasks, with commas; that of their names where none is given"
     )
+    parser.add_argument("--rule", action="append", default=[], help="of `rules`, only this one; may be repeated")
     parser.add_argument("--keep", type=Path, help="where merged models are left, to score them")
     arguments = parser.parse_args()
     order = tuple(arguments.order.split(",")) if arguments.order else ()
-    settings = Settings(arguments.fusionbench, arguments.mergekit, arguments.suite, order, arguments.keep)
+    settings = Settings(
+        arguments.fusionbench, arguments.mergekit, arguments.suite, order, arguments.keep, tuple(arguments.rule)
+    )
     print(f"Machine: {_processor()}, Python {platform.python_version()}\n")
     for name in arguments.name or BENCHMARKS:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

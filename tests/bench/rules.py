@@ -4,19 +4,25 @@ import shutil
 from pathlib import Path
 from statistics import median
 
-from foldind.checkpoints.checkpoint import open_checkpoint
-from foldind.checkpoints.plan import make_plan
+import torch
+from foldind.checkpoints.checkpoint import STATISTICS, open_checkpoint
+from foldind.checkpoints.plan import Plan, make_plan
+from foldind.checkpoints.statistics import Kind, statistics_plan
 from foldind.merging.catalog import CATALOG
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tests.bench import vit
 from tests.bench.settings import Settings
 from tests.bench.worker import Folded, Worker, fold
 
 FOLDS = 4
+INPUTS = 256
+"""Rows of random inputs that a layer's Gram matrix is made of."""
 
 
 def run(folder: Path, settings: Settings) -> None:
-    """Merge by every rule that takes checkpoints as they are, and print the figures."""
+    """Merge by every rule, or by those that are named, and print the figures."""
     base = vit.make_base(folder / "base")
     checkpoints = [vit.make_checkpoint(folder / str(seed), base, seed=seed) for seed in (1, 2)]
     plan = make_plan(open_checkpoint(folder / "base"))
@@ -27,7 +33,10 @@ def run(folder: Path, settings: Settings) -> None:
         "One worker, without the daemon, one thread a product, bases computed by the merge; medians of merges 2 to 4.\n"
     )
     print("| rule | fold | publish | worker's peak, MB | state, bytes a parameter |\n|---|---|---|---|---|")
-    for name in (name for name, entry in CATALOG.items() if not entry.statistics):
+    for name in settings.rules or CATALOG:
+        if kind := CATALOG[name].statistics:
+            for seed, checkpoint in enumerate(checkpoints):
+                save_file(_statistics(plan, kind, seed), checkpoint / STATISTICS)
         merges, state = _merge(name, folder, checkpoints)
         peak = max(one.result.peak_resident_bytes for one in merges) // 2**20
         fold_seconds, publish_seconds = (
@@ -37,6 +46,18 @@ def run(folder: Path, settings: Settings) -> None:
         print(f"| `{name}` | {fold_seconds:.2f} s | {publish_seconds:.2f} s | {peak} | {size:.1f} |", flush=True)
         shutil.rmtree(folder / name)
     print()
+
+
+def _statistics(plan: Plan, kind: Kind, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for tensor in statistics_plan(plan, kind).folded:
+        if kind == "like":
+            found[tensor.name] = torch.randn(tensor.shape, generator=generator).square()
+        else:
+            inputs = torch.randn(INPUTS, tensor.shape[-1], generator=generator)
+            found[tensor.name] = inputs.mT @ inputs / INPUTS
+    return found
 
 
 def _merge(rule: str, folder: Path, checkpoints: list[Path]) -> tuple[list[Folded], Path]:

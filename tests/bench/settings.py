@@ -16,3 +16,5 @@ class Settings(NamedTuple):
     """Of the tasks; empty: that of their names."""
     keep: Path | None = None
     """Where merged models are left."""
+    rules: tuple[str, ...] = ()
+    """Merge rules to measure; empty: all."""

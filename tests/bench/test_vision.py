@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from foldind.checkpoints.checkpoint import open_checkpoint
+from foldind.checkpoints.plan import make_plan
+from foldind.checkpoints.statistics import Kind, check_statistics
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from tests.bench.vision.__main__ import main
+from tests.bench.vision.demo import Head, from_weights
 from tests.bench.vision.images import STRIP, photograph_patches
 from tests.bench.vision.tasks import make_suite
 
@@ -139,3 +144,39 @@ def test_the_scorer_decides_at_a_gate(built: Path) -> None:
     assert ended.returncode == 1
     assert "1.01 is the least" in ended.stderr
     assert 0 < json.loads(ended.stdout)["ACC"] <= max(best, 1)
+
+
+@pytest.mark.parametrize(("rule", "kind"), [("fisher", "like"), ("regmean", "gram")])
+def test_statistics_of_training_images_beside_every_expert(
+    built: Path, tmp_path: Path, rule: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.bench.vision.statistics.EVERY", 60)
+    copy = tmp_path / "copy"
+    main(["statistics", str(built), rule, str(copy)])
+    for file in built.rglob("*.*"):
+        assert (copy / file.relative_to(built)).read_bytes() == file.read_bytes(), file
+    plan = make_plan(open_checkpoint(copy / "base"))
+    train = {task.name: task.train for task in make_suite(torch.Generator().manual_seed(0))[1]}
+    for task in TASKS:
+        folder = copy / "tasks" / task
+        check_statistics(open_checkpoint(folder), plan, kind)
+        found = load_file(folder / "statistics.safetensors")
+        images, labels = train[task].images, train[task].labels
+        if rule == "fisher":
+            head = Head(**load_file(folder / "head.safetensors"))
+            features = from_weights(load_file(folder / "model.safetensors"))(images[::60]).detach().requires_grad_()
+            functional.cross_entropy(head(features), labels[::60], reduction="sum").backward()
+            assert features.grad is not None
+            expected, name = features.grad.square().mean(dim=0), "norm.bias"  # which is added to the features
+        else:
+            patches = (2 * images - 1).reshape(-1, 2, 4, 2, 4).transpose(2, 3).reshape(-1, 16)
+            expected, name = patches.mT @ patches / len(patches), "patch_embedding.weight"
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
+
+
+def test_statistics_of_a_suite_of_another_seed_are_refused(built: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has-a-loop was not built from seed 1: say with --seed from which it was"):
+        main(["statistics", str(built), "regmean", str(tmp_path / "copy"), "--seed", "1"])
+    with pytest.raises(SystemExit, match="is there already"):
+        main(["statistics", str(built), "regmean", str(built)])
+    assert not list(tmp_path.iterdir())

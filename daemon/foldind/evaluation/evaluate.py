@@ -20,6 +20,7 @@ from foldind.evaluation.rules import NamedRule, parse_rule
 from foldind.evaluation.scores import Scored, ScoringCommand
 from foldind.evaluation.stream import Stream
 from foldind.evaluation.tasks import Task, open_task
+from foldind.merging.catalog import CATALOG, Statistics
 from foldind.state.creation import digest_base
 from foldind.state.durable import remove
 from foldind.worker.choice import choose_backend
@@ -67,7 +68,8 @@ async def evaluate(wanted: Wanted, out: Path, display: Display) -> str:
       OSError: a disk is full or failing.
     """
     command = ScoringCommand(wanted.command, wanted.timeout)
-    _parse_rules(wanted, wanted.backend or None)
+    named = _parse_rules(wanted, wanted.backend or None).values()
+    weighed = {kind for rule in named if (kind := _weighs_by(rule))}
     base = open_checkpoint(wanted.base)
     out.mkdir(parents=True, exist_ok=True)
     with Results(out / RESULTS) as results, _scratch(out / SCRATCH) as scratch:
@@ -79,7 +81,8 @@ async def evaluate(wanted: Wanted, out: Path, display: Display) -> str:
         tasks = {}
         for name, path in wanted.tasks.items():
             display.doing(f"reading {name}")
-            tasks[name] = open_task(name, path, wanted.base, scratch / "tasks" / name, plan, wanted.ignore)
+            place = scratch / "tasks" / name
+            tasks[name] = open_task(name, path, wanted.base, place, plan, wanted.ignore, weighed)
         backend = wanted.backend or (results.subject.backend if results.subject else "")
         if not backend:
             display.doing("measuring linear algebra")
@@ -95,7 +98,8 @@ async def evaluate(wanted: Wanted, out: Path, display: Display) -> str:
             )
         )
         for name, rule in rules.items():
-            results.add_rule(name, rule.to_json())
+            statistics = {"statistics": {task.name: task.statistics for task in tasks.values()}}
+            results.add_rule(name, rule.to_json() | (statistics if _weighs_by(rule) else {}))
         await _Work(wanted, command, results, tasks, rules, scratch, display).run(out)
         try:
             return f"{', '.join(write_plots(out, results, wanted.rules, wanted.orders))} and the tables are in {out}"
@@ -240,6 +244,10 @@ def _parse_rules(wanted: Wanted, backend: str | None) -> dict[str, NamedRule]:
             raise InvalidRequest(f"the rules {same!r} and {text!r} are the same", "name one of them")
         rules[text] = rule
     return rules
+
+
+def _weighs_by(rule: NamedRule) -> Statistics:
+    return CATALOG[rule.settings.rule].statistics
 
 
 def _parameters(plan: Plan) -> int:

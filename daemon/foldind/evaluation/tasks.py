@@ -1,14 +1,15 @@
 """The tasks: a name and a fine-tuned checkpoint each."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foldind.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from foldind.checkpoints.checkpoint import STATISTICS, Checkpoint, open_checkpoint
 from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.match import check_against_plan, submission_limits
 from foldind.checkpoints.plan import Plan
+from foldind.checkpoints.statistics import Kind, check_statistics
 from foldind.errors import CheckpointRefused, FoldinError, InvalidRequest
 from foldind.intake.local import find_checkpoint
 from foldind.state.creation import base_digest
@@ -29,6 +30,8 @@ class Task:
     """Whether it is a whole model, and that folder a model folder like those of merged models."""
     digest: str
     """Of the checkpoint's files."""
+    statistics: str
+    """Digest of the statistics beside them; empty: no rule weighs by them."""
 
 
 def name_tasks(named: Sequence[str], folder: Path | None) -> dict[str, Path]:
@@ -65,7 +68,9 @@ def name_tasks(named: Sequence[str], folder: Path | None) -> dict[str, Path]:
     return tasks
 
 
-def open_task(name: str, path: Path, base: Path, place: Path, plan: Plan, ignore: Sequence[str]) -> Task:
+def open_task(
+    name: str, path: Path, base: Path, place: Path, plan: Plan, ignore: Sequence[str], weighed: Collection[Kind] = ()
+) -> Task:
     """Check a task's checkpoint against the base, and link it into a folder of its own.
 
     Args:
@@ -75,6 +80,7 @@ def open_task(name: str, path: Path, base: Path, place: Path, plan: Plan, ignore
       place: where the folder is made.
       plan: of the base.
       ignore: patterns of tensors beyond the base that are left out.
+      weighed: what the rules ask of the statistics beside it.
 
     Raises:
       CheckpointRefused, InvalidRequest: it is no checkpoint of this base.
@@ -83,18 +89,21 @@ def open_task(name: str, path: Path, base: Path, place: Path, plan: Plan, ignore
     if not path.exists():
         raise InvalidRequest(f"task {name}: {path} does not exist", "check the path")
     try:
-        files = find_checkpoint(path)
+        files = find_checkpoint(path, statistics=bool(weighed))
         place.mkdir(parents=True)
         for file, source in files.items():
             (place / file).symlink_to(source.absolute())
         checkpoint = open_checkpoint(place, submission_limits(plan))
         check_against_plan(checkpoint, plan, ignore=ignore, partial=False)
+        for kind in weighed:
+            check_statistics(checkpoint, plan, kind)
         is_model = form_of(checkpoint) is Form.MODEL
     except (CheckpointRefused, InvalidRequest) as error:
         raise _of_task(name, error) from error
     for companion in companion_files(base) if is_model else ():
         (place / companion.name).symlink_to(companion.absolute())
-    return Task(name, place, is_model, _digest(checkpoint))
+    statistics = digest_file(place / STATISTICS).sha256 if weighed else ""
+    return Task(name, place, is_model, _digest(checkpoint), statistics)
 
 
 def _of_task(name: str, error: FoldinError) -> FoldinError:
