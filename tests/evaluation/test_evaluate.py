@@ -2,11 +2,9 @@
 
 import csv
 import json
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,14 +13,11 @@ import numpy as np
 import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
-from torch import Generator
 
-from tests.checkpoints.statistics import fisher_average, fishers, grams, put, regmean
 from tests.end_to_end.test_suite import doubled, merge
 from tests.evaluation.conftest import SCORER, TASKS, Suite, environment
 from tests.support.commands import command
 from tests.support.daemon import BIN, wait_for
-from tests.support.models import load_model
 
 ORDERS = (("red", "green", "blue"), ("blue", "red", "green"))
 FILES = {
@@ -314,36 +309,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_done(
     assert ended.status == 1
     assert words in ended.stderr
     assert (tmp_path / "results" / "results.jsonl").read_bytes() == b""
-
-
-@pytest.mark.parametrize(("rule", "oracle", "make"), [("fisher", fisher_average, fishers), ("regmean", regmean, grams)])
-def test_a_rule_that_weighs_by_statistics(
-    small_suite: Suite, tmp_path: Path, rule: str, oracle: Callable[..., Mapping[str, Any]], make: Callable[..., Any]
-) -> None:
-    for task in TASKS:
-        shutil.copytree(small_suite.models[task], tmp_path / "tasks" / task)
-    out = tmp_path / "results"
-    evaluate = (
-        *("evaluate", "--base", small_suite.base, "--tasks", tmp_path / "tasks", "--backend", "numpy", "--out", out),
-        *(f"--rule={rule}", "--no-experts", "--score", "final"),
-        *("--command", f"'{sys.executable}' {SCORER} {small_suite.truth} {{model}} {{tasks}} {tmp_path / 'log'}"),
-    )
-    refused = command(*evaluate)
-    assert refused.status == 1
-    assert "task blue: it comes without statistics.safetensors" in refused.stderr
-    models = [load_model(small_suite.models[task]) for task in TASKS]
-    statistics = [make(model, Generator().manual_seed(number)) for number, model in enumerate(models)]
-    for task, found in zip(TASKS, statistics, strict=True):
-        put(tmp_path / "tasks" / task, found)
-    assert (ended := command(*evaluate)).status == 0, ended.stderr
-    base = load_model(small_suite.base)
-    merged = oracle(base, models, statistics)
-    update = {name: values - base[name].double().numpy() for name, values in merged.items()}
-    (final,) = (entry for entry in measured(out) if entry["kind"] == "step")
-    assert final["accuracy"] == {task: pytest.approx(agreement(small_suite, task, update), abs=2e-3) for task in TASKS}
-    assert command(*evaluate).status == 0, "nothing is left to do"
-    put(tmp_path / "tasks" / "blue", statistics[0])
-    assert f"holds results of {rule} with another statistics" in command(*evaluate).stderr
 
 
 def test_a_program_that_fails_ends_it_with_a_sentence(small_suite: Suite, tmp_path: Path) -> None:
