@@ -64,6 +64,7 @@ def test_one_of_an_earlier_format_is_upgraded_with_what_it_has(tmp_path: Path) -
         for column in ("publication", "variant"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         connection.execute("DROP INDEX versions_by_commit")
+        connection.execute("DROP INDEX submissions_by_change")
         connection.execute("DROP INDEX versions_at_gate")
         for column in ("gate", "gate_reason", "scores"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")

@@ -36,6 +36,7 @@ def test_a_ledger_of_format_4_gets_a_place_for_them(tmp_path: Path) -> None:
         expected = connection.execute(columns).fetchall()
         connection.execute("DROP TABLE sketches")
         connection.execute("DROP INDEX versions_by_commit")
+        connection.execute("DROP INDEX submissions_by_change")
         connection.execute("DROP INDEX versions_at_gate")
         for column in ("gate", "gate_reason", "scores"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")

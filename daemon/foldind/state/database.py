@@ -31,6 +31,7 @@ _UPGRADES = {
     ),
     4: (
         f"CREATE INDEX versions_by_commit ON versions ({COMMIT_ID})",
+        "CREATE INDEX submissions_by_change ON submissions (state, updated_at)",
         "CREATE TABLE sketches (submission_id TEXT PRIMARY KEY REFERENCES submissions (id), sketch BLOB NOT NULL)",
         "ALTER TABLE versions ADD COLUMN gate TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE versions ADD COLUMN gate_reason TEXT NOT NULL DEFAULT ''",
@@ -65,6 +66,7 @@ CREATE TABLE submissions (
   updated_at REAL NOT NULL
 );
 CREATE INDEX submissions_by_state ON submissions (state, place);
+CREATE INDEX submissions_by_change ON submissions (state, updated_at);
 CREATE INDEX submissions_by_content ON submissions (content_digest);
 CREATE TABLE requests (
   request_id TEXT PRIMARY KEY,       -- chosen by a submitter, who may have several for one submission

@@ -1,7 +1,9 @@
 """Values as HTML: the templates, and how numbers, moments and words of strangers are written in them."""
 
 import math
+import re
 import time
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +14,8 @@ from foldind.serving.pages.heatmap import CELL_WIDTH, STEPS
 
 LONGEST = 96
 """Letters of what a stranger wrote that are shown."""
+_MOST_MARKS = 4
+"""Combining marks on one letter that are shown; pointed Hebrew has four."""
 _SPANS = ((86400 * 365, "year"), (86400, "day"), (3600, "hour"), (60, "minute"))
 _COSINES = (0.05, 0.1, 0.2, 0.4, 0.7)
 """Where the colours of cosines change; below the first, sketches tell nothing apart."""
@@ -52,8 +56,17 @@ class Templates:
 def cut(text: str, most: int = LONGEST) -> str:
     """Return what a stranger wrote on one line, cut, and without what is not to be seen or turns the text round."""
     line = " ".join(text[: 4 * most].split())
-    seen = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    seen = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in _unpiled(line))
     return seen if len(seen) <= most else f"{seen[: most - 1]}…"
+
+
+def _unpiled(line: str) -> str:
+    """Without the marks that would pile up over the lines above and below: no script needs so many on a letter."""
+    kinds = "".join("m" if unicodedata.category(letter) in ("Mn", "Me") else "." for letter in line)
+    runs = [found.span() for found in re.finditer(r"m+|\.+", kinds)]
+    return "".join(
+        line[start:end] if kinds[start] == "." else line[start : min(end, start + _MOST_MARKS)] for start, end in runs
+    )
 
 
 def size(count: int) -> str:

@@ -95,7 +95,7 @@ class Pages:
             return await self._page(lambda: self._templates.render("missing", number=number), 404)
 
     def _render_overview(self, request: Request, before: int) -> str:
-        host = request.url.host or ""
+        host = _host(request)
         return self._templates.render(
             "overview",
             scheme=request.scheme,
@@ -172,6 +172,14 @@ class Pages:
         fragments = {name: self._templates.render(name, **parts) for name in FRAGMENTS}
         first = {"first": ""} if overview.status.head else {}  # once there is one, nobody asks how to make it
         return {**fragments, **first, "said": overview.queue.sentence}
+
+
+def _host(request: Request) -> str:
+    """By which name the reader reached this; what cannot be one stays as it was asked for."""
+    try:
+        return request.url.host or ""
+    except ValueError:
+        return request.host
 
 
 def _parts(overview: Overview) -> Mapping[str, object]:
