@@ -94,8 +94,21 @@ def test_by_keyboard(browser: Chromium, daemon: Daemon) -> None:
         stops.append(stop)
     assert all(outline != "none" and in_sight for _, _, outline, in_sight in stops), stops
     names = [name for _, name, _, _ in stops]
-    assert {"head", "alias-stable", "v4", "v1", "As a table", "Matrix of cosines"} <= {*names}
+    assert {"head", "alias-stable", "v4", "v1", "alike-table", "alike-matrix"} <= {*names}
     assert len(names) < 60, "it has an end"
+
+
+def test_what_is_replaced_keeps_the_focus(browser: Chromium, daemon: Daemon) -> None:
+    browser.open(f"{daemon.http}/")
+    wait_for(lambda: is_live(browser), "the events")
+    for name in ("v4", "alike-table", "alike-matrix"):
+        kept = browser.run(
+            "const at = document.getElementById(arguments[0]), part = at.closest('[data-live]'); at.focus();"
+            "put(part.dataset.live, part.innerHTML);"
+            "return [at.isConnected, document.activeElement.id]",
+            name,
+        )
+        assert kept == [False, name]
 
 
 def layered(folder: Path) -> Path:
