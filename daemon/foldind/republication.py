@@ -195,6 +195,7 @@ class Republication:
             merge_seconds=time.monotonic() - started,
             publication=asked.publication,
             variant=True,
+            gate=None,
             lambda_=result.lambda_,
             files=files,
             aliases=(asked.alias,) if asked.alias else (),

@@ -22,7 +22,7 @@ def main() -> None:
     scores = last_object(scored.stdout.decode())
     print(json.dumps({name: value for name, value in scores.items() if isinstance(value, int | float)}))
     if arguments.score not in scores:
-        sys.exit(f"the scorer tells no {arguments.score}, but {', '.join(scores)}")
+        sys.exit(f"the scorer tells no {arguments.score}, but {', '.join(scores)}: name one with --score")
     found = scores[arguments.score]
     if arguments.at_least is not None and found < arguments.at_least:
         sys.exit(f"{arguments.score} is {found:.4g}, and {arguments.at_least:g} is the least")

@@ -38,7 +38,7 @@ def asked(*flags: str, scorer: str, before: float | None = None) -> tuple[int, s
         (("--may-drop", "0.1"), None, ""),
         (("--may-drop", "0.1"), 0.59, ""),
         (("--may-drop", "0.1"), 0.61, "ACC is 0.5; v7 had 0.61, 0.1 may be lost"),
-        (("--score", "BWT"), None, "the scorer tells no BWT, but ACC"),
+        (("--score", "BWT"), None, "the scorer tells no BWT, but ACC: name one with --score"),
     ],
 )
 def test_what_passes(flags: tuple[str, ...], before: float | None, told: str) -> None:

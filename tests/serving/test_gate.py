@@ -83,6 +83,7 @@ def test_what_passes_is_named(gated: Callable[..., Daemon]) -> None:
             json.loads(foldin("show", "stable", "--json", "--server", daemon.server).stdout)["gate"] == gate.to_json()
         )
         assert "gate" in foldin("snapshots", "--server", daemon.server).stdout.splitlines()[0]
+        assert client.publish("mean").gate is None, "another publication is another model, and was not asked about"
         samples = scrape(daemon.http)
         assert samples("foldin_gate_runs_total", outcome="passed") == samples("foldin_gate_seconds_count") == 1
         assert samples("foldin_gate_score", score="ACC", of="newest") == 0.5

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,13 @@ def main(
     ] = False,
 ) -> None:
     """Options of every command."""
+    if not find_spec("torch"):
+        errors.print(
+            "foldind: only the client is installed here, and the daemon needs more; from a checkout: "
+            "pip install -c deploy/constraints.txt '.[daemon]'",
+            markup=False,
+        )
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -86,7 +86,7 @@ def evaluate(
     - **table.md**, **summary.csv**: ACC, normalised ACC, gain kept, BWT, seconds a fold and size of the state by rule,
       and the difference to the first rule over the same orders;
     - **curves.csv**: accuracy by rule, order, step and task;
-    - **accuracy.svg**, **heatmap-RULE.svg**: plots, where matplotlib is: `pip install 'foldin[evaluate]'`;
+    - **accuracy.svg**, **heatmap-RULE.svg**: plots, where matplotlib is: `pip install matplotlib`;
     - **results.jsonl**: every score, as soon as it is there.
 
     Killed at any moment, the same command goes on where it was. With other rules, orders or shuffles and the same

@@ -53,16 +53,19 @@ def rules(
 
     `foldind init --rule NAME` chooses what is kept, for good. How that becomes the merged model is a setting of
     `foldind serve`, `--publication NAME[:NUMBER]`, and `foldin publish --as NAME[:NUMBER]` tries another one. Where a
-    way of publishing needs singular vectors or whole tensors, it takes longer.
+    way of publishing needs singular vectors or whole tensors, it takes longer. A rule that takes out is a sum, which
+    `foldin submit --take-out` takes a submission out of again.
     """
     if as_json:
         _print_json()
         return
     console = Console(highlight=False)
-    table = Table("rule", "what it does", "options", "published as", "bytes a parameter", box=None, pad_edge=False)
+    headings = ("rule", "what it does", "options", "published as", "bytes a parameter", "takes out")
+    table = Table(*headings, box=None, pad_edge=False)
     for name, entry in CATALOG.items():
         options = ", ".join(f"{option} {value}" for option, value in entry.options.items())
-        table.add_row(name, RULES[name], options, entry.publication, _size(entry))
+        takes_out = "yes" if entry.additive else "no"
+        table.add_row(name, RULES[name], options, entry.publication, _size(entry), takes_out)
     console.print(table)
     console.print()
     table = Table("publication", "of the sum S that a rule keeps", "as an adapter too", box=None, pad_edge=False)
@@ -84,7 +87,12 @@ def _print_json() -> None:
 
     document = {
         "rules": {
-            name: {"does": RULES[name], "options": dict(entry.options), "publication": entry.publication}
+            name: {
+                "does": RULES[name],
+                "options": dict(entry.options),
+                "publication": entry.publication,
+                "takes_out": entry.additive,
+            }
             for name, entry in CATALOG.items()
         },
         "publications": {name: {"does": HOW[name], "numbers": dict(PUBLICATIONS[name])} for name in PUBLICATIONS},

@@ -17,7 +17,7 @@ from foldind.evaluation.results import Results
 from foldind.state.durable import write_file
 
 ACCURACY = "accuracy.svg"
-HOW_TO_GET_PLOTS = "no plots: they need matplotlib; pip install 'foldin[evaluate]', and run the same command again"
+HOW_TO_GET_PLOTS = "no plots: they need matplotlib; pip install matplotlib, and run the same command again"
 
 _GREY = "#7b7b7b"
 _COLOURS = ("#3b82c4", "#e07b39", "#3a9e6e", "#c2558c", "#8f7ae0", "#b59f2b", "#4fa8b8", "#d05353")
