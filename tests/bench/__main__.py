@@ -18,6 +18,7 @@ from tests.bench import (
     merge_time,
     profile,
     rules,
+    sketches,
     sizes,
     upload_time,
 )
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "compression": compression.run,
     "half_precision": half_precision.run,
     "rules": rules.run,
+    "sketches": sketches.run,
     "profile": profile.run,
 }
 
