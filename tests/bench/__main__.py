@@ -18,8 +18,8 @@ from tests.bench import (
     merge_time,
     profile,
     rules,
-    sketches,
     sizes,
+    sketches,
     upload_time,
 )
 from tests.bench.settings import Settings
