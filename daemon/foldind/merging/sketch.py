@@ -13,9 +13,9 @@ itself give <x, y>; in every other product a sign stands alone, of a row or of a
 
 Standard error of a cosine: (1 - cos^2) sqrt(1 / W + 1 / C). C is the number of cells that hold most of x or y: of whole
 models it does not count, and of a single matrix of m rows and stable rank r it may be as small as m r / c. Seven real
-fine-tunings of a sentence encoder (22.7M parameters, cosines of 0.002 to 0.034, eight sets of signs) err by 0.015,
-their linear layers cut to rank 8 by 0.016, and to rank 1 by 0.019, where 1 / sqrt(W) is 0.016; with 1,024 buckets by
-0.032, with 16,384 by 0.008 to 0.014. With 4,096 (16 KB), what repeats another shows at once, and a cosine of 0.1 too.
+fine-tunings of a sentence encoder (22.7M parameters, cosines of 0.002 to 0.034, eight sets of signs) err by 0.016,
+their linear layers cut to rank 8 by 0.017, and to rank 1 by 0.020, where 1 / sqrt(W) is 0.016; with 1,024 buckets by
+0.03, with 16,384 by 0.008 to 0.014. With 4,096 (16 KB), what repeats another shows at once, and a cosine of 0.1 too.
 
 Source: Charikar, Chen & Farach-Colton, "Finding frequent items in data streams", 2002 (signs and buckets).
 """
