@@ -19,6 +19,7 @@ from tests.bench import (
     profile,
     rules,
     sizes,
+    sketches,
     upload_time,
 )
 from tests.bench.settings import Settings
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "compression": compression.run,
     "half_precision": half_precision.run,
     "rules": rules.run,
+    "sketches": sketches.run,
     "profile": profile.run,
 }
 

@@ -13,9 +13,9 @@ itself give <x, y>; in every other product a sign stands alone, of a row or of a
 
 Standard error of a cosine: (1 - cos^2) sqrt(1 / W + 1 / C). C is the number of cells that hold most of x or y: of whole
 models it does not count, and of a single matrix of m rows and stable rank r it may be as small as m r / c. Seven real
-fine-tunings of a sentence encoder (22.7M parameters, cosines of 0.002 to 0.034, eight sets of signs) err by 0.015,
-their linear layers cut to rank 8 by 0.016, and to rank 1 by 0.019, where 1 / sqrt(W) is 0.016; with 1,024 buckets by
-0.032, with 16,384 by 0.008 to 0.014. With 4,096 (16 KB), what repeats another shows at once, and a cosine of 0.1 too.
+fine-tunings of a sentence encoder (22.7M parameters, cosines of 0.002 to 0.034, eight sets of signs) err by 0.016,
+their linear layers cut to rank 8 by 0.017, and to rank 1 by 0.020, where 1 / sqrt(W) is 0.016; with 1,024 buckets by
+0.03, with 16,384 by 0.008 to 0.014. With 4,096 (16 KB), what repeats another shows at once, and a cosine of 0.1 too.
 
 Source: Charikar, Chen & Farach-Colton, "Finding frequent items in data streams", 2002 (signs and buckets).
 """
@@ -61,8 +61,9 @@ def _chunk_rows(shape: Sequence[int]) -> int:
 
 def _chunk_sums(name: str, shape: Sequence[int], first: int, rows: Tensor) -> Tensor:
     """Return a^T tau of each chunk that the rows have a part of: (chunks, columns)."""
-    c = _chunk_rows(shape)
-    signs = _signs(name, "rows", first, len(rows))
+    if (c := _chunk_rows(shape)) == 1:
+        return rows  # a is all ones: the sign of a cell is that of its only element
+    signs = _signs(_stream(name, "rows"), first, len(rows))
     head = min(-first % c, len(rows))
     tail = len(rows) - (len(rows) - head) % c
     sums = [torch.bmm(signs[head:tail].view(-1, 1, c), rows[head:tail].view(-1, c, rows.shape[1]))[:, 0]]
@@ -76,17 +77,18 @@ def _chunk_sums(name: str, shape: Sequence[int], first: int, rows: Tensor) -> Te
 def _in_buckets(name: str, shape: Sequence[int], first: int, sums: Tensor) -> Tensor:
     count = sums.numel()
     before = first // _chunk_rows(shape) * sums.shape[1]
-    start = (before + int(_stream(name, "start").random_raw())) % WIDTH
+    stream = _stream(name, "cells")
+    start = (before + int(stream.random_raw())) % WIDTH
     turns = -(-(start + count) // WIDTH)
     buckets = torch.zeros(turns * WIDTH)
-    torch.mul(sums.view(-1), _signs(name, "cells", before, count), out=buckets[start : start + count])
+    torch.mul(sums.reshape(-1), _signs(stream, before, count), out=buckets[start : start + count])
     return buckets.view(turns, WIDTH).sum(0)
 
 
-def _signs(name: str, purpose: str, first: int, count: int) -> Tensor:
-    """Return signs [first, first + count) of a random sequence of a tensor's, float32."""
+def _signs(stream: np.random.PCG64, first: int, count: int) -> Tensor:
+    """Return signs [first, first + count) of those that a stream has in store, float32."""
     skipped, before = divmod(first, 64)
-    words = _stream(name, purpose).advance(skipped).random_raw(-(-(before + count) // 64)).astype("<u8")
+    words = stream.advance(skipped).random_raw(-(-(before + count) // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8))[before : before + count]
     return torch.from_numpy(bits).float().mul_(2).sub_(1)
 
