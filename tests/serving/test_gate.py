@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from foldin import Client, Snapshot
-from foldind.gate.verdict import LONGEST_ANSWER, scores_of
+from foldind.gate.verdict import LONGEST_ANSWER, judge, scores_of
+from foldind.programs import Ended
 
 from tests.support.daemon import Daemon, foldin, foldind, wait_for
 from tests.support.history import VERSIONS, History
@@ -112,6 +113,7 @@ def test_what_fails_is_not(gated: Callable[..., Daemon]) -> None:
     [
         ("kill -SEGV $$", "signal 11"),
         ("nowhere-to-be-found", "status 127"),
+        ("exit 255", "status 255"),
         ("printf '{\"ACC\": NaN}'", "no finite number"),
         ("printf '{\"ACC\": 1e999}'", "no finite number"),
         (f"head -c {LONGEST_ANSWER + 1} /dev/zero", "more than"),
@@ -127,6 +129,13 @@ def test_what_is_no_verdict(gated: Callable[..., Daemon], command: str, told: st
         assert gate.verdict == "FAILED"
         assert told in gate.reason
         assert stable(client) == []
+
+
+@pytest.mark.parametrize("status", range(1, 256))
+def test_every_status_is_told(status: int) -> None:
+    gate = judge(Ended(status, b"", ""), 1)
+    assert gate.verdict == "FAILED"
+    assert f"status {status}" in gate.reason or f"signal {status - 128} (" in gate.reason
 
 
 @pytest.mark.parametrize("output", [b"", b"fine", b"[1]", b'{"a": "b", "c": true, "d": null}', b"{", b"\xff"])
