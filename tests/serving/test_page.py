@@ -14,7 +14,7 @@ import pytest
 from foldind.serving.pages.rendering import LONGEST, cut
 from foldind.state.database import Database
 
-from tests.serving.test_hub import RESOLVE, ask, commit
+from tests.serving.test_hub import RESOLVE, answered, ask, commit
 from tests.support.daemon import Daemon, wait_for
 from tests.support.history import VERSIONS, History
 from tests.support.models import base_tensors
@@ -81,6 +81,10 @@ class TestPages:
         assert "There are no versions before these" in text(daemon, "/?before=1")
         for wrong in ("-1", "x", "9" * 30, "²"):
             assert ask(daemon, f"/?before={wrong.encode().hex() if wrong == '²' else wrong}").status == 400
+
+    @pytest.mark.parametrize("host", [b"a:b:c", b"a:99999", b"\xff"])
+    def test_a_host_that_is_none(self, daemon: Daemon, host: bytes) -> None:
+        assert answered(daemon, b"GET /", b"Host: " + host) == 400
 
     def test_of_a_version(self, daemon: Daemon) -> None:
         page = text(daemon, "/versions/3")
