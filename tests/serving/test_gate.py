@@ -13,7 +13,7 @@ from foldind.programs import Ended
 
 from tests.support.daemon import Daemon, foldin, foldind, wait_for
 from tests.support.history import VERSIONS, History
-from tests.support.http import scrape
+from tests.support.http import ask, scrape
 from tests.support.models import base_tensors
 from tests.support.wire import Wire, fine_tuned, single, state
 
@@ -226,11 +226,15 @@ def test_an_interrupted_one_is_asked_again(gated: Callable[..., Daemon], tmp_pat
         assert stable(client) == [NEXT]
 
 
-def test_what_it_is_told(gated: Callable[..., Daemon], tmp_path: Path) -> None:
+@pytest.mark.parametrize("secret", ["FOLDIN_HTTP_TOKEN", "foldin_http_token"])
+def test_what_it_is_told(
+    gated: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv(secret, "hf_secret")
     said = tmp_path / "said"
-    command = f"env | grep FOLDIN_ > {said}-$FOLDIN_VERSION; echo '{{\"ACC\": 1}}'"
+    command = f"env | grep -i foldin_ > {said}-$FOLDIN_VERSION; echo '{{\"ACC\": 1}}'"
     with gated(command, alias="good") as daemon, daemon.client() as client:
-        daemon_environment = {"FOLDIN_HTTP_TOKEN"}
+        assert ask(daemon.http).status == 401
         for number in (NEXT, NEXT + 1):
             assert merge(daemon) == number
             judged(client, number)
@@ -240,7 +244,7 @@ def test_what_it_is_told(gated: Callable[..., Daemon], tmp_path: Path) -> None:
         assert (told["FOLDIN_VERSION"], told["FOLDIN_ALIAS"]) == (str(NEXT + 1), "good")
         assert told["FOLDIN_PASSED_SNAPSHOT"] == str(daemon.state / "snapshots" / f"v{NEXT}")
         assert json.loads(told["FOLDIN_PASSED_SCORES"]) == {"ACC": 1}
-        assert not daemon_environment & told.keys()
+        assert secret not in told
         assert client.show("good").version == NEXT + 1
 
 
