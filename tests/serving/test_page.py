@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from foldind.serving.pages.rendering import LONGEST, cut
+from foldind.serving.pages.rendering import size as in_units
 from foldind.state.database import Database
 
 from tests.serving.test_hub import RESOLVE, answered, ask, commit
@@ -277,3 +278,9 @@ class TestEvents:
 
     def test_only_to_be_got(self, daemon: Daemon) -> None:
         assert ask(daemon, "/events", method="HEAD").status == 405
+
+
+def test_sizes_have_the_unit_they_round_to() -> None:
+    sizes = (0, 999, 1000, 999_499, 999_500, 999_700_000, 10**9, 5 * 10**15)
+    told = ["0 B", "999 B", "1 kB", "999 kB", "1 MB", "1 GB", "1 GB", "5 PB"]
+    assert [in_units(count) for count in sizes] == told
