@@ -38,6 +38,8 @@ class StandIn:
     released: Event = field(default_factory=Event)
     """Set: requests to `held` are answered."""
     held: str = ""
+    leads_to: str = ""
+    """Where everybody is sent instead; empty: nowhere."""
 
     def __post_init__(self) -> None:
         stand_in = self
@@ -47,10 +49,15 @@ class StandIn:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status, answer = stand_in.take(Request(self.path, body, dict(self.headers)))
                 content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                self.send_response(status)
+                self.send_response(302 if stand_in.leads_to else status)
+                if stand_in.leads_to:
+                    self.send_header("Location", stand_in.leads_to)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                self.do_POST()
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -96,6 +96,14 @@ def scenario(daemon: Daemon, alias: Alias, to: Path, log: Path, kill_at: int) ->
     )
 
 
+def test_the_first_start(daemon: Daemon, alias: Alias, to: Path, tmp_path: Path) -> None:
+    alias.move(1)
+    for step in range(1, 7):
+        ended = scenario(daemon, alias, to, tmp_path / "log", step)
+        assert ended.returncode == -9, f"step {step}: {ended.stderr}"
+    arrive(daemon, alias, to, tmp_path / "log")
+
+
 @pytest.fixture
 def prepared(daemon: Daemon, alias: Alias, tmp_path: Path) -> Path:
     """A folder at v4, with v2 to go back to: at v1 that is removed, and v3 fails."""

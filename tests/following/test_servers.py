@@ -166,6 +166,14 @@ def test_a_server_that_is_not_there(hook: type[VllmModel]) -> None:
             hook(url)
 
 
+def test_what_leads_elsewhere_is_not_followed(receiver: StandIn) -> None:
+    with StandIn() as elsewhere:
+        receiver.leads_to = elsewhere.url
+        with pytest.raises(foldin.HookFailed, match="answered 302"):
+            VllmAdapter(receiver.url, api_key="key")(swap(1))
+        assert elsewhere.requests == []
+
+
 def test_a_webhook_is_signed(client: Client, alias: Alias, to: Path, receiver: StandIn) -> None:
     def fail_for_2(swap: Swap) -> None:
         if swap.version == 2:

@@ -8,11 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 from foldin import Client, Snapshot
-from foldind.gate.verdict import LONGEST_ANSWER, scores_of
+from foldind.gate.verdict import LONGEST_ANSWER, judge, scores_of
+from foldind.programs import Ended
 
 from tests.support.daemon import Daemon, foldin, foldind, wait_for
 from tests.support.history import VERSIONS, History
-from tests.support.http import scrape
+from tests.support.http import ask, scrape
 from tests.support.models import base_tensors
 from tests.support.wire import Wire, fine_tuned, single, state
 
@@ -113,6 +114,7 @@ def test_what_fails_is_not(gated: Callable[..., Daemon]) -> None:
     [
         ("kill -SEGV $$", "signal 11"),
         ("nowhere-to-be-found", "status 127"),
+        ("exit 255", "status 255"),
         ("printf '{\"ACC\": NaN}'", "no finite number"),
         ("printf '{\"ACC\": 1e999}'", "no finite number"),
         (f"head -c {LONGEST_ANSWER + 1} /dev/zero", "more than"),
@@ -128,6 +130,13 @@ def test_what_is_no_verdict(gated: Callable[..., Daemon], command: str, told: st
         assert gate.verdict == "FAILED"
         assert told in gate.reason
         assert stable(client) == []
+
+
+@pytest.mark.parametrize("status", range(1, 256))
+def test_every_status_is_told(status: int) -> None:
+    gate = judge(Ended(status, b"", ""), 1)
+    assert gate.verdict == "FAILED"
+    assert f"status {status}" in gate.reason or f"signal {status - 128} (" in gate.reason
 
 
 @pytest.mark.parametrize("output", [b"", b"fine", b"[1]", b'{"a": "b", "c": true, "d": null}', b"{", b"\xff"])
@@ -218,11 +227,15 @@ def test_an_interrupted_one_is_asked_again(gated: Callable[..., Daemon], tmp_pat
         assert stable(client) == [NEXT]
 
 
-def test_what_it_is_told(gated: Callable[..., Daemon], tmp_path: Path) -> None:
+@pytest.mark.parametrize("secret", ["FOLDIN_HTTP_TOKEN", "foldin_http_token"])
+def test_what_it_is_told(
+    gated: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv(secret, "hf_secret")
     said = tmp_path / "said"
-    command = f"env | grep FOLDIN_ > {said}-$FOLDIN_VERSION; echo '{{\"ACC\": 1}}'"
+    command = f"env | grep -i foldin_ > {said}-$FOLDIN_VERSION; echo '{{\"ACC\": 1}}'"
     with gated(command, alias="good") as daemon, daemon.client() as client:
-        daemon_environment = {"FOLDIN_HTTP_TOKEN"}
+        assert ask(daemon.http).status == 401
         for number in (NEXT, NEXT + 1):
             assert merge(daemon) == number
             judged(client, number)
@@ -232,7 +245,7 @@ def test_what_it_is_told(gated: Callable[..., Daemon], tmp_path: Path) -> None:
         assert (told["FOLDIN_VERSION"], told["FOLDIN_ALIAS"]) == (str(NEXT + 1), "good")
         assert told["FOLDIN_PASSED_SNAPSHOT"] == str(daemon.state / "snapshots" / f"v{NEXT}")
         assert json.loads(told["FOLDIN_PASSED_SCORES"]) == {"ACC": 1}
-        assert not daemon_environment & told.keys()
+        assert secret not in told
         assert client.show("good").version == NEXT + 1
 
 

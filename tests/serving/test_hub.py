@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 from collections.abc import Callable
 from hashlib import sha256
 from http.client import HTTPMessage, HTTPResponse, IncompleteRead
@@ -48,6 +49,14 @@ def ask(daemon: Daemon, path: str, method: str = "GET", body: bytes | None = Non
     with response:
         assert response.status is not None
         return Answer(response.status, response.headers, response.read())
+
+
+def answered(daemon: Daemon, request: bytes, *headers: bytes) -> int:
+    """The status of the answer to what urllib would not send."""
+    host, port = daemon.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"\r\n".join((request + b" HTTP/1.1", b"Connection: close", *headers, b"\r\n")))
+        return int(connection.recv(4096).split()[1])
 
 
 def commit(daemon: Daemon, version: int) -> str:
@@ -193,7 +202,10 @@ class TestListings:
         assert [item["path"] for item in answer.json] == ["config.json"]
         assert answer.json[0]["lastCommit"]["title"] == "v1: task1"
 
-    @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"3", b'{"paths": 3}', b'{"paths": [{}]}', b"\xff"])
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"[]", b"{", b"3", b'{"paths": 3}', b'{"paths": [{}]}', b"\xff", pytest.param(b"[" * 10**5, id="deep")],
+    )
     def test_paths_info_of_nonsense(self, daemon: Daemon, body: bytes) -> None:
         answer = ask(daemon, f"{API}/paths-info/v1", "POST", body, Content_Type="application/json")
         assert answer.status == 400 or answer.json == []
@@ -286,6 +298,8 @@ class TestToken:
                 answer = ask(guarded, path, **({"Authorization": wrong} if wrong else {}))
                 assert answer.status == 401
                 assert "HF_TOKEN" in answer.headers["X-Error-Message"]
+        for anything in (b"Bearer \xff", b"Basic \xff", b"Basic " + base64.b64encode(b"anyone:\xff"), b"\xff"):
+            assert answered(guarded, b"GET /", b"Host: foldin", b"Authorization: " + anything) == 401
         for right in ("Bearer hf_secret", "bearer hf_secret", f"Basic {basic}"):
             assert ask(guarded, f"{RESOLVE}/main/{SINGLE}", Authorization=right).body == content(guarded, 4)
         for probe in ("/healthz", "/readyz", "/metrics"):

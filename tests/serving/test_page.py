@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from foldind.serving.pages.rendering import LONGEST, cut
+from foldind.serving.pages.rendering import size as in_units
 from foldind.state.database import Database
 
-from tests.serving.test_hub import RESOLVE, ask, commit
+from tests.serving.test_hub import RESOLVE, answered, ask, commit
 from tests.support.daemon import Daemon, wait_for
 from tests.support.history import VERSIONS, History
 from tests.support.models import base_tensors
@@ -81,6 +82,10 @@ class TestPages:
         assert "There are no versions before these" in text(daemon, "/?before=1")
         for wrong in ("-1", "x", "9" * 30, "²"):
             assert ask(daemon, f"/?before={wrong.encode().hex() if wrong == '²' else wrong}").status == 400
+
+    @pytest.mark.parametrize("host", [b"a:b:c", b"a:99999", b"\xff"])
+    def test_a_host_that_is_none(self, daemon: Daemon, host: bytes) -> None:
+        assert answered(daemon, b"GET /", b"Host: " + host) == 400
 
     def test_of_a_version(self, daemon: Daemon) -> None:
         page = text(daemon, "/versions/3")
@@ -273,3 +278,9 @@ class TestEvents:
 
     def test_only_to_be_got(self, daemon: Daemon) -> None:
         assert ask(daemon, "/events", method="HEAD").status == 405
+
+
+def test_sizes_have_the_unit_they_round_to() -> None:
+    sizes = (0, 999, 1000, 999_499, 999_500, 999_700_000, 10**9, 5 * 10**15)
+    told = ["0 B", "999 B", "1 kB", "999 kB", "1 MB", "1 GB", "1 GB", "5 PB"]
+    assert [in_units(count) for count in sizes] == told

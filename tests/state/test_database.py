@@ -53,6 +53,33 @@ def test_is_exclusive_among_processes(tmp_path: Path) -> None:
     assert "database is locked" in ended.stderr
 
 
+def make_format_4(connection: sqlite3.Connection) -> None:
+    connection.execute("DROP INDEX versions_by_commit")
+    connection.execute("DROP INDEX versions_at_gate")
+    connection.execute("DROP INDEX submissions_by_change")
+    for column in ("gate", "gate_reason", "scores"):
+        connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
+    connection.execute("DROP TABLE sketches")
+    connection.execute("PRAGMA user_version=4")
+
+
+def test_aliases_that_mean_something_else_now_are_renamed(tmp_path: Path) -> None:
+    path, commit = tmp_path / "ledger.sqlite", "0a" * 20
+    with Database(path, create=True) as database, database.transaction() as connection:
+        connection.execute(ADD, ("one",))
+        connection.execute(
+            "INSERT INTO versions (version, parent, state, submission_id, created_at, merge_seconds, rule, submissions,"
+            " lambda, accumulated_norm, task_vector_norm, task_vector_norm_sum, state_files, files)"
+            " VALUES (1, 0, 'PUBLISHED', 'one', 0, 0, 'sum', 1, 1, 1, 1, 1, '{}', '{}')"
+        )
+        names = ("latest", "main", "stable", commit, "g" * 40)
+        connection.executemany("INSERT INTO aliases VALUES (?, 1)", [(name,) for name in names])
+        make_format_4(connection)
+    with Database(path) as database:
+        found = {row["name"] for row in database.query("SELECT name FROM aliases")}
+    assert found == {"latest", "main.old", "stable", f"{commit}.old", "g" * 40}
+
+
 def test_one_of_an_earlier_format_is_upgraded_with_what_it_has(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with Database(path, create=True) as database, database.transaction() as connection:
@@ -63,12 +90,7 @@ def test_one_of_an_earlier_format_is_upgraded_with_what_it_has(tmp_path: Path) -
         versions = connection.execute("PRAGMA table_info(versions)").fetchall()
         for column in ("publication", "variant"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
-        connection.execute("DROP INDEX versions_by_commit")
-        connection.execute("DROP INDEX submissions_by_change")
-        connection.execute("DROP INDEX versions_at_gate")
-        for column in ("gate", "gate_reason", "scores"):
-            connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
-        connection.execute("DROP TABLE sketches")
+        make_format_4(connection)
         connection.execute("PRAGMA user_version=2")
     for _ in range(2):  # the second time there is nothing to do
         with Database(path) as database:

@@ -76,8 +76,8 @@ class Place:
             )
         if self.current_link.exists() and not self.current_link.is_symlink():
             raise PullError(f"{self.current_link} is no link: move it away.")
+        self.save(record or Record(form, rank))  # first: it tells a folder that this was killed in from another's
         self._versions.mkdir(exist_ok=True)
-        self.save(record or Record(form, rank))
 
     def save(self, record: Record) -> None:
         """Keep a record. Raises OSError."""

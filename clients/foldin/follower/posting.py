@@ -6,7 +6,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from foldin.errors import HookFailed, InvalidArgument
 
@@ -41,7 +41,7 @@ def post(url: str, body: bytes, seconds: float, headers: Mapping[str, str]) -> b
       seconds: how long to wait for the answer.
 
     Raises:
-      ErrorAnswer: the answer is an error.
+      ErrorAnswer: the answer is an error, or leads elsewhere.
       HookFailed: there is none.
     """
     request = Request(url, body, {"Content-Type": "application/json", **headers}, method="POST")
@@ -71,6 +71,13 @@ def post_json(url: str, document: Mapping[str, Any], seconds: float, headers: Ma
         return None
 
 
+class _NoRedirects(HTTPRedirectHandler):
+    """They would be followed with the key, whoever they lead to, and by a GET, which carries nothing out."""
+
+    def redirect_request(self, *arguments: object) -> None:
+        return None
+
+
 def _opener(url: str) -> OpenerDirector:
     local = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
-    return build_opener(*([ProxyHandler({})] if local else []))
+    return build_opener(_NoRedirects, *([ProxyHandler({})] if local else []))

@@ -87,7 +87,7 @@ class GateKeeper:
             log.warning("%s did not pass the gate (%s); %s stays: %s", name, scores, alias, gate.reason)
 
     def _environment(self, version: Version) -> Mapping[str, str]:
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        environment = {name: value for name, value in os.environ.items() if name.upper() not in _SECRETS}
         environment["FOLDIN_SNAPSHOT"] = str(self._folder.snapshot(version.version))
         environment["FOLDIN_VERSION"] = str(version.version)
         environment["FOLDIN_ALIAS"] = self._settings.gate_alias

@@ -28,8 +28,8 @@ def judge(ended: Ended, timeout: float) -> Gate:
         return Gate(GateVerdict.PASSED, scores=scores)
     if ended.status is None:
         what = f"took more than {timeout:g} s"
-    elif ended.status > 128:  # what a shell says of a command that a signal ended
-        what = f"was ended by signal {ended.status - 128} ({signal.strsignal(ended.status - 128)})"
+    elif 0 < (number := ended.status - 128) < signal.NSIG:  # what a shell says of a command that a signal ended
+        what = f"was ended by signal {number} ({signal.strsignal(number)})"
     else:
         what = f"ended with status {ended.status}"
     said = ended.last_words.rpartition("\n")[2].strip()

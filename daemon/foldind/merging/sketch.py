@@ -35,6 +35,9 @@ WIDTH = 4096
 _CHUNK_ROWS = 16
 """c, at the most: a tensor has cells for all buckets, or one for every element."""
 
+_CELLS_AT_ONCE = 2**20
+"""Of a task vector of low rank, so that memory does not grow with its matrix."""
+
 
 def sketch(name: str, shape: Sequence[int], first: int, task_vector: Tensor) -> Tensor:
     """Return the sketch of rows of a task vector, (WIDTH,) float32.
@@ -52,7 +55,12 @@ def sketch(name: str, shape: Sequence[int], first: int, task_vector: Tensor) -> 
 
 def sketch_factored(name: str, shape: Sequence[int], task_vector: LowRank) -> Tensor:
     """Return the same of a task vector of low rank, which is not multiplied out: (a^T B) A."""
-    return _in_buckets(name, shape, 0, _chunk_sums(name, shape, 0, task_vector.up) @ task_vector.down)
+    step = _chunk_rows(shape) * max(1, _CELLS_AT_ONCE // shape[-1])
+    total = torch.zeros(WIDTH)
+    for first in range(0, shape[0], step):
+        sums = _chunk_sums(name, shape, first, task_vector.up[first : first + step])
+        total += _in_buckets(name, shape, first, sums @ task_vector.down)
+    return total
 
 
 def _chunk_rows(shape: Sequence[int]) -> int:

@@ -104,7 +104,8 @@ def _within_limits() -> Middleware:
 def _with_token(token: str) -> Middleware:
     @middleware
     async def check(request: Request, handler: Handler) -> StreamResponse:
-        if request.path in _OPEN or hmac.compare_digest(_token_of(request).encode(), token.encode()):
+        brought = _token_of(request).encode(errors="surrogateescape")  # headers may hold any bytes
+        if request.path in _OPEN or hmac.compare_digest(brought, token.encode()):
             return await handler(request)
         told = "this needs the daemon's token: set HF_TOKEN, or give it as the password of any user"
         raise HTTPUnauthorized(
@@ -123,7 +124,7 @@ def _token_of(request: Request) -> str:
     """What a program brings as a bearer, and a person with a browser as a password."""
     scheme, _, value = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     try:
-        return value.strip() if scheme.lower() == "bearer" else BasicAuth.decode(f"{scheme} {value}").password
+        return value.strip() if scheme.lower() == "bearer" else BasicAuth.decode(f"{scheme} {value}", "utf-8").password
     except ValueError:
         return ""
 

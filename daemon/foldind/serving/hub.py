@@ -121,7 +121,7 @@ class Hub:
             paths = asked["paths"] if isinstance(asked, dict) else asked.getall("paths", [])
             wanted = {path.strip("/") for path in paths}
             expand = _is_set(str(asked.get("expand", "")))
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise HTTPBadRequest(text="send the fields `paths` and `expand`, as a form or as JSON\n") from None
         found = [item for item in _items(version, expand) if item["path"] in wanted]
         return json_response(found, headers={"X-Repo-Commit": version.commit_id})

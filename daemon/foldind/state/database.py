@@ -37,6 +37,9 @@ _UPGRADES = {
         "ALTER TABLE versions ADD COLUMN gate_reason TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE versions ADD COLUMN scores TEXT NOT NULL DEFAULT '{}'",
         f"CREATE INDEX versions_at_gate ON versions (version) WHERE {AT_GATE}",
+        # Those names stand for something else now, and nobody could move these aliases any more.
+        "UPDATE OR IGNORE aliases SET name = name || '.old'"
+        " WHERE name = 'main' OR (length(name) = 40 AND name NOT GLOB '*[^0-9a-f]*')",
     ),
 }
 """Format -> what makes the next one of it; what was recorded stays as it is."""

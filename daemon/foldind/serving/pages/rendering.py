@@ -71,9 +71,9 @@ def _unpiled(line: str) -> str:
 
 def size(count: int) -> str:
     """Return a number of bytes in the unit it is best read in."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, int(math.log(count, 1000)) if count else 0)
-    return f"{count / 1000**power:.3g} {units[power]}" if count < 1000**power * 999.5 else f"{count:,} B"
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    power = sum(count >= 999.5 * 1000**power for power in range(len(units) - 1))
+    return f"{count / 1000**power:.3g} {units[power]}"
 
 
 def share(value: float | None) -> str:

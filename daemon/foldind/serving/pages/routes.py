@@ -85,7 +85,11 @@ class Pages:
         before = request.query.get("before", "0")
         if not (before.isascii() and before.isdigit() and len(before) <= 18):
             raise HTTPBadRequest(text="`before` is the number of a version\n", headers=_HEADERS)
-        return await self._page(lambda: self._render_overview(request, int(before)))
+        try:
+            host = request.url.host or ""
+        except ValueError:
+            raise HTTPBadRequest(text="the header `Host` is no name of a host\n", headers=_HEADERS) from None
+        return await self._page(lambda: self._render_overview(request, host, int(before)))
 
     async def _version(self, request: Request) -> Response:
         number = int(request.match_info["number"])
@@ -94,8 +98,7 @@ class Pages:
         except NotFound:
             return await self._page(lambda: self._templates.render("missing", number=number), 404)
 
-    def _render_overview(self, request: Request, before: int) -> str:
-        host = _host(request)
+    def _render_overview(self, request: Request, host: str, before: int) -> str:
         return self._templates.render(
             "overview",
             scheme=request.scheme,
@@ -172,14 +175,6 @@ class Pages:
         fragments = {name: self._templates.render(name, **parts) for name in FRAGMENTS}
         first = {"first": ""} if overview.status.head else {}  # once there is one, nobody asks how to make it
         return {**fragments, **first, "said": overview.queue.sentence}
-
-
-def _host(request: Request) -> str:
-    """By which name the reader reached this; what cannot be one stays as it was asked for."""
-    try:
-        return request.url.host or ""
-    except ValueError:
-        return request.host
 
 
 def _parts(overview: Overview) -> Mapping[str, object]:
