@@ -16,6 +16,7 @@ from aiohttp.web import HTTPNotModified, HTTPRequestRangeNotSatisfiable, Request
 
 _CONTENT_TYPES = {".json": "application/json"}
 _ANY_BYTES = "application/octet-stream"
+_NOTHING = "bytes=-0"
 _PIECE = 4 * 1024 * 1024
 """Bytes that are sent at a time, at the most."""
 _SENDERS = ThreadPoolExecutor(4, "sendfile")
@@ -121,6 +122,7 @@ def _wanted(request: Request, file: SealedFile, headers: Mapping[str, str]) -> s
     if request.headers.get(hdrs.IF_RANGE, file.sha256).strip('"') != file.sha256:
         return None
     with suppress(ValueError):
-        if (wanted := request.http_range).start is None or wanted.start < file.size:
+        wanted = request.http_range
+        if (wanted.start is None or wanted.start < file.size) and asked != _NOTHING:
             return wanted
     raise HTTPRequestRangeNotSatisfiable(headers={**headers, hdrs.CONTENT_RANGE: f"bytes */{file.size}"})

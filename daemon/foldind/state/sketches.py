@@ -48,7 +48,7 @@ class Sketches:
         """Return the ids of up to `count` submissions that are merged and have a sketch, the newest first."""
         rows = self._database.query(
             "SELECT id FROM submissions JOIN sketches ON submission_id = id"
-            " WHERE state = ? AND NOT takes_out ORDER BY version DESC LIMIT ?",
+            " WHERE state = ? AND NOT takes_out ORDER BY updated_at DESC, version DESC LIMIT ?",
             MERGED,
             count,
         )
