@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -79,8 +80,11 @@ def test_what_passes_is_named(gated: Callable[..., Daemon]) -> None:
         assert gate is not None
         assert (gate.verdict, gate.reason, gate.scores) == ("PASSED", "", {"ACC": pytest.approx(0.5)})
         assert stable(client) == [NEXT]
+        assert gate.judged_at is not None
+        assert client.show(f"v{NEXT}").created_at <= gate.judged_at <= datetime.now(UTC)
+        assert 0 < gate.seconds < 60
         shown = foldin("show", f"v{NEXT}", "--server", daemon.server).stdout
-        assert "PASSED" in shown
+        assert f"PASSED after {gate.seconds:.1f} s, {gate.judged_at:%Y-%m-%d %H:%M:%S} UTC" in shown
         assert "ACC  0.5" in shown
         assert (
             json.loads(foldin("show", "stable", "--json", "--server", daemon.server).stdout)["gate"] == gate.to_json()

@@ -65,7 +65,7 @@ def test_one_of_an_earlier_format_is_upgraded_with_what_it_has(tmp_path: Path) -
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         connection.execute("DROP INDEX versions_by_commit")
         connection.execute("DROP INDEX versions_at_gate")
-        for column in ("gate", "gate_reason", "scores"):
+        for column in ("gate", "gate_reason", "scores", "gate_at", "gate_seconds"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         connection.execute("DROP TABLE sketches")
         connection.execute("PRAGMA user_version=2")

@@ -80,10 +80,11 @@ class GateKeeper:
             gate = judge(ended, self._settings.gate_timeout)
         except OSError as error:
             gate = Gate(GateVerdict.FAILED, f"the gate's command cannot be run: {error.strerror}")
-        gate = Gate(gate.verdict, gate.reason[:LONGEST_REASON], gate.scores)
+        seconds = time.monotonic() - started
+        gate = Gate(gate.verdict, gate.reason[:LONGEST_REASON], gate.scores, time.time(), seconds)
         moved = await asyncio.to_thread(self._versions.settle_gate, version.version, gate, alias)
         outcome: Outcome = "passed" if gate.verdict is GateVerdict.PASSED else "failed"
-        self._metrics.observe_gate(outcome, time.monotonic() - started)
+        self._metrics.observe_gate(outcome, seconds)
         self._changes.announce()
         scores = ", ".join(f"{score} {value:.4g}" for score, value in gate.scores.items()) or "no scores"
         if gate.verdict is GateVerdict.PASSED:
