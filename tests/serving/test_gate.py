@@ -142,6 +142,17 @@ def test_what_takes_too_long(gated: Callable[..., Daemon]) -> None:
         assert (gate.verdict, gate.reason) == ("FAILED", "the gate's command took more than 3 s: half way")
 
 
+def test_a_gate_that_cannot_even_be_asked_stops_nothing(past: History, tmp_path: Path) -> None:
+    state = past.copy(tmp_path / "state")
+    with (state / "foldin.toml").open("a") as settings:
+        settings.write('gate = "true \\u0000"\n')  # the [serve] table is the last
+    with Daemon(state, None) as daemon, daemon.client() as client:
+        numbers = [merge(daemon) for _ in range(2)]
+        assert [verdict(client, number) for number in numbers] == ["RUNNING", "WAITING"]
+        wait_for(lambda: "the gate waits: embedded null byte" in daemon.log.read_text(), "the log to say why")
+        assert daemon.terminate() == 0
+
+
 def test_what_it_says_is_in_the_log_and_what_it_leaves_behind_is_ended(
     gated: Callable[..., Daemon], tmp_path: Path
 ) -> None:
