@@ -12,7 +12,7 @@ DAEMON = ROOT / "daemon" / "foldind"
 CLIENT = ROOT / "clients" / "foldin"
 
 LEVELS = (
-    {"errors"},
+    {"errors", "lines"},
     {"memory", "changes", "logs", "metrics", "programs", "pulse", "systemd"},
     {"checkpoints", "merging"},
     {"config"},

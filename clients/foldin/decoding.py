@@ -94,7 +94,13 @@ def _gate(message: snapshots_pb2.Gate) -> Gate:
     names = snapshots_pb2.GateVerdict.DESCRIPTOR.values_by_number
     known = message.verdict in names
     verdict = names[message.verdict].name.removeprefix("GATE_VERDICT_") if known else f"VERDICT_{message.verdict}"
-    return Gate(verdict, message.reason, dict(sorted(message.scores.items())))
+    return Gate(
+        verdict,
+        message.reason,
+        dict(sorted(message.scores.items())),
+        _utc(message.judged_at) if message.HasField("judged_at") else None,
+        message.seconds,
+    )
 
 
 def _utc(timestamp: Timestamp) -> datetime:

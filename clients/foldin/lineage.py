@@ -6,7 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from foldin.models import Snapshot, iso
+from foldin.models import Snapshot
+from foldin.moments import iso
 
 if TYPE_CHECKING:
     from foldin.client import Client

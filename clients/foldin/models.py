@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from foldin.gate import Gate
+from foldin.moments import iso
 from foldin.vocabulary import CommonRows, VocabPolicy
 
 
@@ -289,8 +290,3 @@ class Rollback:
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types."""
         return {"undone": self.undone, "snapshot": self.snapshot.to_json() if self.snapshot else None}
-
-
-def iso(moment: datetime) -> str:
-    """Return a moment as the contract's JSON has it."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -82,10 +82,13 @@ def test_snapshot():
         variant=True,
         state=snapshots_pb2.SNAPSHOT_STATE_PUBLISHED,
         files=[snapshots_pb2.SnapshotFile(name="config.json", size=2, sha256="cd")],
-        gate=snapshots_pb2.Gate(verdict=snapshots_pb2.GATE_VERDICT_FAILED, reason="too bad", scores={"b": 2, "a": 1}),
+        gate=snapshots_pb2.Gate(
+            verdict=snapshots_pb2.GATE_VERDICT_FAILED, reason="too bad", scores={"b": 2, "a": 1}, seconds=1.5
+        ),
         **{"lambda": 1.5},
     )
     message.created_at.FromJsonString("2025-01-02T03:04:05Z")
+    message.gate.judged_at.FromJsonString("2025-01-02T03:04:06Z")
     assert json.loads(json.dumps(snapshot_of(message).to_json())) == {
         "version": 2,
         "parent": 1,
@@ -104,10 +107,18 @@ def test_snapshot():
         "publication": "norm",
         "variant": True,
         "files": [{"name": "config.json", "size": 2, "sha256": "cd"}],
-        "gate": {"verdict": "FAILED", "reason": "too bad", "scores": {"a": 1.0, "b": 2.0}},
+        "gate": {
+            "verdict": "FAILED",
+            "reason": "too bad",
+            "scores": {"a": 1.0, "b": 2.0},
+            "judged_at": "2025-01-02T03:04:06.000Z",
+            "seconds": 1.5,
+        },
     }
     message.gate.verdict = 9  # of a newer daemon
-    assert snapshot_of(message).to_json()["gate"]["verdict"] == "VERDICT_9"
+    message.gate.ClearField("judged_at")
+    newer = snapshot_of(message).to_json()["gate"]
+    assert (newer["verdict"], newer["judged_at"]) == ("VERDICT_9", None)
     message.ClearField("gate")
     assert snapshot_of(message).to_json()["gate"] is None
 

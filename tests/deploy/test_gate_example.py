@@ -21,9 +21,10 @@ SCORER = (
 
 
 def asked(*flags: str, scorer: str, before: float | None = None) -> tuple[int, str, str]:
-    environment = {"FOLDIN_SNAPSHOT": "there", "FOLDIN_PASSED_VERSION": "7"}
+    environment = {"FOLDIN_SNAPSHOT": "there"}
     if before is not None:
-        environment["FOLDIN_PASSED_SCORES"] = json.dumps({"ACC": before})
+        passed = {"VERSION": "7", "SNAPSHOT": "serving", "SCORES": json.dumps({"ACC": before} if before else {})}
+        environment |= {f"FOLDIN_PASSED_{name}": value for name, value in passed.items()}
     command = [sys.executable, GATE, *flags, "--", sys.executable, "-c", scorer]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     return ended.returncode, ended.stdout, ended.stderr
@@ -38,7 +39,7 @@ def asked(*flags: str, scorer: str, before: float | None = None) -> tuple[int, s
         (("--may-drop", "0.1"), None, ""),
         (("--may-drop", "0.1"), 0.59, ""),
         (("--may-drop", "0.1"), 0.61, "ACC is 0.5; v7 had 0.61, 0.1 may be lost"),
-        (("--score", "BWT"), None, "the scorer tells no BWT, but ACC: name one with --score"),
+        (("--score", "BWT"), None, "the scorer tells no number BWT, but ACC: see --score"),
     ],
 )
 def test_what_passes(flags: tuple[str, ...], before: float | None, told: str) -> None:
@@ -47,11 +48,35 @@ def test_what_passes(flags: tuple[str, ...], before: float | None, told: str) ->
     assert (bool(status), errors.strip()) == (bool(told), told)
 
 
-@pytest.mark.parametrize(("scorer", "told"), [("raise SystemExit(3)", "status 3"), ("print('{')", "no JSON object")])
+@pytest.mark.parametrize(
+    ("scorer", "told"),
+    [
+        ("raise SystemExit(3)", "status 3"),
+        ("print('{')", "no JSON object"),
+        ("print('[1]')", "no JSON object"),
+        ("print('{\"ACC\": null}')", "no number ACC, but none at all"),
+        ('print(\'{"ACC": NaN, "BWT": 0}\')', "no number ACC, but BWT"),
+        ("print('{\"ACC\": true}')", "no number ACC"),
+    ],
+)
 def test_a_scorer_that_fails(scorer: str, told: str) -> None:
     status, _, errors = asked(scorer=scorer)
     assert status == 1
     assert told in errors
+
+
+@pytest.mark.parametrize(("serving", "told"), [(0.61, "v7 had 0.61"), (0.59, "")])
+def test_what_serves_and_was_never_measured_is_scored(serving: float, told: str) -> None:
+    scorer = f"import sys; print({{'serving': '{{\"ACC\": {serving}}}', 'there': '{{\"ACC\": 0.5}}'}}[sys.argv[1]])"
+    status, output, errors = asked("--may-drop", "0.1", scorer=scorer, before=0)
+    assert json.loads(output) == {"ACC": 0.5}
+    assert (bool(status), told in errors) == (bool(told), True)
+
+
+def test_a_scorer_that_is_not_there() -> None:
+    command = [sys.executable, GATE, "--", "no-such-scorer"]
+    ended = subprocess.run(command, env={"FOLDIN_SNAPSHOT": "there"}, capture_output=True, text=True, check=False)
+    assert ended.stderr.strip() == "the scorer no-such-scorer cannot be run: No such file or directory"
 
 
 def test_a_daemon_that_asks_it(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import sys
 
 import pytest
-from foldind.worker.chatter import LONGEST_LINE, relay_lines
+from foldind.lines import LONGEST_LINE
+from foldind.worker.chatter import relay_lines
 
 
 def relayed(script: str, caplog: pytest.LogCaptureFixture) -> list[str]:

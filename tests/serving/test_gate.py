@@ -3,13 +3,16 @@
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 from foldin import Client, Snapshot
+from foldind.gate.keeper import MOST_LINES
 from foldind.gate.verdict import LONGEST_ANSWER, judge, scores_of
 from foldind.programs import Ended
+from foldind.state.records import GateVerdict
 
 from tests.support.daemon import Daemon, foldin, foldind, wait_for
 from tests.support.history import VERSIONS, History
@@ -77,8 +80,11 @@ def test_what_passes_is_named(gated: Callable[..., Daemon]) -> None:
         assert gate is not None
         assert (gate.verdict, gate.reason, gate.scores) == ("PASSED", "", {"ACC": pytest.approx(0.5)})
         assert stable(client) == [NEXT]
+        assert gate.judged_at is not None
+        assert client.show(f"v{NEXT}").created_at <= gate.judged_at <= datetime.now(UTC)
+        assert 0 < gate.seconds < 60
         shown = foldin("show", f"v{NEXT}", "--server", daemon.server).stdout
-        assert "PASSED" in shown
+        assert f"PASSED after {gate.seconds:.1f} s, {gate.judged_at:%Y-%m-%d %H:%M:%S} UTC" in shown
         assert "ACC  0.5" in shown
         assert (
             json.loads(foldin("show", "stable", "--json", "--server", daemon.server).stdout)["gate"] == gate.to_json()
@@ -109,47 +115,116 @@ def test_what_fails_is_not(gated: Callable[..., Daemon]) -> None:
         assert f"v{NEXT} did not pass the gate (ACC 0.25); stable stays" in daemon.log.read_text()
 
 
-@pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        ("kill -SEGV $$", "signal 11"),
-        ("nowhere-to-be-found", "status 127"),
-        ("exit 255", "status 255"),
-        ("printf '{\"ACC\": NaN}'", "no finite number"),
-        ("printf '{\"ACC\": 1e999}'", "no finite number"),
-        (f"head -c {LONGEST_ANSWER + 1} /dev/zero", "more than"),
-        ("printf '{\"\\u0007\": 1}'", "printable"),
-        ("sleep 60 & wait", "took more than 0.5 s"),
-    ],
-)
-def test_what_is_no_verdict(gated: Callable[..., Daemon], command: str, told: str) -> None:
-    with gated(command, timeout="0.5" if "sleep" in command else "60") as daemon, daemon.client() as client:
-        merge(daemon)
-        gate = judged(client, NEXT).gate
-        assert gate is not None
-        assert gate.verdict == "FAILED"
-        assert told in gate.reason
+WRONG = {
+    "exit 255": "ended with status 255",
+    "kill -SEGV $$": "ended by signal 11",
+    "nowhere-to-be-found": "ended with status 127: ",
+    "yes": f"printed more than {LONGEST_ANSWER} bytes",
+    "printf '{\"ACC\": NaN}'": "no finite number",
+    "printf \"{'ACC': 1}\"": "no valid JSON",
+}
+
+
+def test_what_is_no_verdict(gated: Callable[..., Daemon]) -> None:
+    cases = "".join(f"{NEXT + number}) {command};; " for number, command in enumerate(WRONG))
+    with gated(f"case $FOLDIN_VERSION in {cases} esac") as daemon, daemon.client() as client:
+        for told in WRONG.values():
+            gate = judged(client, merge(daemon)).gate
+            assert gate is not None
+            assert gate.verdict == "FAILED"
+            assert told in gate.reason
         assert stable(client) == []
 
 
-@pytest.mark.parametrize("status", range(1, 256))
-def test_every_status_is_told(status: int) -> None:
-    gate = judge(Ended(status, b"", ""), 1)
-    assert gate.verdict == "FAILED"
-    assert f"status {status}" in gate.reason or f"signal {status - 128} (" in gate.reason
+def test_what_takes_too_long(gated: Callable[..., Daemon]) -> None:
+    with gated("echo half way >&2; sleep 1000 & wait", timeout="3") as daemon, daemon.client() as client:
+        gate = judged(client, merge(daemon)).gate
+        assert gate is not None
+        assert (gate.verdict, gate.reason) == ("FAILED", "the gate's command took more than 3 s: half way")
 
 
-@pytest.mark.parametrize("output", [b"", b"fine", b"[1]", b'{"a": "b", "c": true, "d": null}', b"{", b"\xff"])
+def test_a_gate_that_cannot_even_be_asked_stops_nothing(past: History, tmp_path: Path) -> None:
+    state = past.copy(tmp_path / "state")
+    with (state / "foldin.toml").open("a") as settings:
+        settings.write('gate = "true \\u0000"\n')  # the [serve] table is the last
+    with Daemon(state, None) as daemon, daemon.client() as client:
+        numbers = [merge(daemon) for _ in range(2)]
+        assert [verdict(client, number) for number in numbers] == ["RUNNING", "WAITING"]
+        wait_for(lambda: "the gate waits: embedded null byte" in daemon.log.read_text(), "the log to say why")
+        assert daemon.terminate() == 0
+
+
+def test_what_it_says_is_in_the_log_and_what_it_leaves_behind_is_ended(
+    gated: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    command = f"echo weighing >&2; seq 1 {2 * MOST_LINES} >&2; sleep 1000 & echo $! > {shlex.quote(str(tmp_path))}/left"
+    with gated(command) as daemon, daemon.client() as client:
+        gate = judged(client, merge(daemon)).gate
+        assert gate is not None
+        assert (gate.verdict, gate.reason, gate.scores) == ("PASSED", "", {})
+        left = int((tmp_path / "left").read_text())
+        wait_for(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == "zombie", "it to be ended")
+        lines = [line for line in daemon.log.read_text().splitlines() if f"gate of v{NEXT}: " in line]
+        assert len(lines) == MOST_LINES + 1
+        assert lines[0].endswith("weighing")
+        assert "the rest is left out" in lines[-1]
+
+
+def test_every_end_is_a_verdict() -> None:
+    for status in (None, *range(-64, 256)):
+        gate = judge(Ended(status, b'{"ACC": 0.5}', "warming up\nout of cake"), 5)
+        assert gate.scores == {"ACC": 0.5}
+        passed = GateVerdict.PASSED if status == 0 else GateVerdict.FAILED
+        assert gate.verdict is passed, status
+        assert gate.reason.endswith(": out of cake") == (status != 0), status
+
+
+def test_why_it_failed_goes_before_what_is_wrong_with_its_scores() -> None:
+    assert "status 3: no disk" in judge(Ended(3, b'{"ACC": Na', "no disk"), 5).reason
+
+
+@pytest.mark.parametrize("output", [b"", b"fine", b"[1]", b'{"a": "b", "c": true, "d": null}', b"{}", b"\xff"])
 def test_what_says_no_scores(output: bytes) -> None:
     assert scores_of(output) == {}
 
 
 @pytest.mark.parametrize(
-    "output", [b'{"a": Infinity}', b'{"": 1}', b'{"a\\n": 1}', b'{"%s": 1}' % (b"x" * 65), b'{"a": 1%s}' % (b"0" * 400)]
+    "output",
+    [
+        b"{",
+        b"{'a': 1}",
+        b"done\n{'a': 1}\n",
+        b'loading\n{\n"a": 1\n}',
+        b'{"a": 1, "b": [%s' % (b"[" * 100_000),
+        b'{"a": %s}' % (b"1" * 5000),
+    ],
+)
+def test_what_is_meant_as_json_and_is_none(output: bytes) -> None:
+    with pytest.raises(ValueError, match="no valid JSON object"):
+        scores_of(output)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        b'{"a": Infinity}',
+        b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b'{"": 1}',
+        b'{"a\\n": 1}',
+        b'{"\\u0007": 1}',
+        b'{"\\ud800": 1}',
+        b'{"%s": 1}' % (b"x" * 65),
+        b'{"a": 1%s}' % (b"0" * 400),
+    ],
 )
 def test_what_are_no_scores(output: bytes) -> None:
     with pytest.raises(ValueError, match="score"):
         scores_of(output)
+
+
+def test_too_many_scores() -> None:
+    assert len(scores_of(json.dumps({str(number): number for number in range(64)}).encode())) == 64
     with pytest.raises(ValueError, match="65 scores"):
         scores_of(json.dumps({str(number): number for number in range(65)}).encode())
 

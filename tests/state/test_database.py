@@ -57,7 +57,7 @@ def make_format_4(connection: sqlite3.Connection) -> None:
     connection.execute("DROP INDEX versions_by_commit")
     connection.execute("DROP INDEX versions_at_gate")
     connection.execute("DROP INDEX submissions_by_change")
-    for column in ("gate", "gate_reason", "scores"):
+    for column in ("gate", "gate_reason", "scores", "gate_at", "gate_seconds"):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("DROP TABLE sketches")
     connection.execute("PRAGMA user_version=4")

@@ -38,7 +38,7 @@ def test_a_ledger_of_format_4_gets_a_place_for_them(tmp_path: Path) -> None:
         connection.execute("DROP INDEX versions_by_commit")
         connection.execute("DROP INDEX submissions_by_change")
         connection.execute("DROP INDEX versions_at_gate")
-        for column in ("gate", "gate_reason", "scores"):
+        for column in ("gate", "gate_reason", "scores", "gate_at", "gate_seconds"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         connection.execute("PRAGMA user_version=4")
     for _ in range(2):  # the second time there is nothing to do

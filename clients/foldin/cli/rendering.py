@@ -123,7 +123,8 @@ def print_snapshot(snapshot: Snapshot, lineage: Sequence[Step]) -> None:
         ("created (UTC)", _moment(snapshot.created_at)),
     ]
     if gate := snapshot.gate:
-        lines.append(("gate", _state(gate.verdict)))
+        taken = f" after {gate.seconds:.1f} s, {_moment(gate.judged_at)} UTC" if gate.judged_at else ""
+        lines.append(("gate", Text.assemble(_state(gate.verdict), taken)))
         lines += [("", gate.reason)] if gate.reason else []
         lines += [("score", f"{name}  {score:.6g}") for name, score in gate.scores.items()]
     lines += [("file", f"{file.name}  {decimal(file.size)}") for file in snapshot.files]

@@ -76,7 +76,7 @@ class Snapshot(_message.Message):
     def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., publication: _Optional[str] = ..., variant: bool = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., **kwargs) -> None: ...
 
 class Gate(_message.Message):
-    __slots__ = ("verdict", "reason", "scores")
+    __slots__ = ("verdict", "reason", "scores", "judged_at", "seconds")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -87,10 +87,14 @@ class Gate(_message.Message):
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_AT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
     verdict: GateVerdict
     reason: str
     scores: _containers.ScalarMap[str, float]
-    def __init__(self, verdict: _Optional[_Union[GateVerdict, str]] = ..., reason: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    judged_at: _timestamp_pb2.Timestamp
+    seconds: float
+    def __init__(self, verdict: _Optional[_Union[GateVerdict, str]] = ..., reason: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., judged_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class SnapshotFile(_message.Message):
     __slots__ = ("name", "size", "sha256")

@@ -78,6 +78,8 @@ class ScoringCommand:
             raise ScoringFailed(
                 f"the evaluation command cannot be run: {arguments[0]}: {error.strerror}", "check its name and path"
             ) from error
+        if len(ended.output) > LONGEST_ANSWER:
+            raise _failed(arguments, f"printed more than {LONGEST_ANSWER} bytes", ended, _ANSWER)
         if ended.status is None:
             raise _failed(arguments, f"took more than {self._timeout:g} s", ended, "see --timeout")
         if ended.status < 0:
@@ -95,8 +97,6 @@ def _substituted(argument: str, values: Mapping[str, str]) -> str:
 
 
 def _accuracies(answer: bytes, tasks: Sequence[str]) -> dict[str, float]:
-    if len(answer) > LONGEST_ANSWER:
-        raise ValueError(f"printed more than {LONGEST_ANSWER} bytes")
     told = json_object(answer)
     if isinstance(told.get("accuracy"), dict):
         told = told["accuracy"]

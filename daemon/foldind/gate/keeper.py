@@ -1,13 +1,14 @@
 """Asks the gate about new versions, one after the other, beside whatever is merged meanwhile."""
 
 import asyncio
+import itertools
 import json
 import logging
 import os
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from foldind.changes import Changes
 from foldind.config import ServeSettings
@@ -21,6 +22,8 @@ from foldind.state.versions import Versions
 
 log = logging.getLogger(__name__)
 
+MOST_LINES = 1000
+"""Of a run's standard error, in the log."""
 _SECRETS = frozenset({"FOLDIN_HTTP_TOKEN"})
 
 
@@ -43,8 +46,9 @@ class GateKeeper:
             try:
                 if not await self._next():
                     await self._changes.wait(seen)
-            except (OSError, sqlite3.Error) as error:
-                log.warning("the gate waits: %s", error)
+            except Exception as error:  # whatever is wrong with a gate, the daemon goes on merging and serving
+                trouble = isinstance(error, OSError | sqlite3.Error)
+                log.warning("the gate waits: %s", error, exc_info=None if trouble else error)
                 await asyncio.sleep(self._settings.retry_disk_every)
 
     async def _next(self) -> bool:
@@ -71,14 +75,16 @@ class GateKeeper:
                 LONGEST_ANSWER + 1,
                 environment=environment,
                 held=True,
+                hear=_teller(name),
             )
             gate = judge(ended, self._settings.gate_timeout)
         except OSError as error:
             gate = Gate(GateVerdict.FAILED, f"the gate's command cannot be run: {error.strerror}")
-        gate = Gate(gate.verdict, gate.reason[:LONGEST_REASON], gate.scores)
+        seconds = time.monotonic() - started
+        gate = Gate(gate.verdict, gate.reason[:LONGEST_REASON], gate.scores, time.time(), seconds)
         moved = await asyncio.to_thread(self._versions.settle_gate, version.version, gate, alias)
         outcome: Outcome = "passed" if gate.verdict is GateVerdict.PASSED else "failed"
-        self._metrics.observe_gate(outcome, time.monotonic() - started)
+        self._metrics.observe_gate(outcome, seconds)
         self._changes.announce()
         scores = ", ".join(f"{score} {value:.4g}" for score, value in gate.scores.items()) or "no scores"
         if gate.verdict is GateVerdict.PASSED:
@@ -96,3 +102,16 @@ class GateKeeper:
             environment["FOLDIN_PASSED_VERSION"] = str(named.version)
             environment["FOLDIN_PASSED_SCORES"] = json.dumps(dict(named.gate.scores) if named.gate else {})
         return environment
+
+
+def _teller(version: str) -> Callable[[str], None]:
+    """Return what puts the lines of one run into the log, so many and no more."""
+    numbers = itertools.count(1)
+
+    def tell(line: str) -> None:
+        if (number := next(numbers)) <= MOST_LINES:
+            log.info("gate of %s: %s", version, line)
+        elif number == MOST_LINES + 1:
+            log.warning("gate of %s: it says more than %d lines, and the rest is left out", version, MOST_LINES)
+
+    return tell

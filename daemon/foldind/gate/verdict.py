@@ -20,18 +20,16 @@ def judge(ended: Ended, timeout: float) -> Gate:
       ended: what came of the command.
       timeout: seconds that it could take.
     """
+    if len(ended.output) > LONGEST_ANSWER:
+        return Gate(GateVerdict.FAILED, f"the gate's command printed more than {LONGEST_ANSWER} bytes")
     try:
-        scores = scores_of(ended.output)
+        scores, trouble = scores_of(ended.output), ""
     except ValueError as error:
-        return Gate(GateVerdict.FAILED, f"the gate's command {error}")
+        scores, trouble = {}, str(error)
     if ended.status == 0:
-        return Gate(GateVerdict.PASSED, scores=scores)
-    if ended.status is None:
-        what = f"took more than {timeout:g} s"
-    elif 0 < (number := ended.status - 128) < signal.NSIG:  # what a shell says of a command that a signal ended
-        what = f"was ended by signal {number} ({signal.strsignal(number)})"
-    else:
-        what = f"ended with status {ended.status}"
+        verdict = GateVerdict.FAILED if trouble else GateVerdict.PASSED
+        return Gate(verdict, f"the gate's command {trouble}" if trouble else "", scores)
+    what = f"took more than {timeout:g} s" if ended.status is None else _ending(ended.status)
     said = ended.last_words.rpartition("\n")[2].strip()
     return Gate(GateVerdict.FAILED, f"the gate's command {what}" + (f": {said}" if said else ""), scores)
 
@@ -40,13 +38,14 @@ def scores_of(output: bytes) -> dict[str, float]:
     """Return the numbers of the JSON object that a command printed, by name; none if it printed no such object.
 
     Raises:
-      ValueError: it printed too much, or what is no score.
+      ValueError: it printed what is no score, or what was meant as a JSON object and is none.
     """
-    if len(output) > LONGEST_ANSWER:
-        raise ValueError(f"printed more than {LONGEST_ANSWER} bytes")
     try:
         told = json_object(output)
     except ValueError:
+        last = output.strip().rpartition(b"\n")[2]
+        if last.startswith(b"{") or last.endswith(b"}"):
+            raise ValueError("printed no valid JSON object; print it as the last line, or nothing else") from None
         return {}
     scores = {name: value for name, value in told.items() if type(value) in (int, float)}
     if len(scores) > MOST_SCORES:
@@ -61,3 +60,10 @@ def scores_of(output: bytes) -> dict[str, float]:
         if not math.isfinite(scores[name]):
             raise ValueError(f"printed a score {name!r} that is no finite number")
     return scores
+
+
+def _ending(status: int) -> str:
+    number = -status if status < 0 else status - 128  # as this process sees it, or as a shell says it
+    if number in signal.valid_signals():
+        return f"was ended by signal {number} ({signal.strsignal(number)})"
+    return f"ended with status {status}"

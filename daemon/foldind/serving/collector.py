@@ -179,7 +179,8 @@ class StateCollector(Collector):
         for of, judged in (("newest", self.versions.judged()), ("named", self.versions.aliased(self.gate_alias))):
             for name, score in (judged.gate.scores if judged and judged.gate else {}).items():
                 scores.add_metric([name, of], score)
-        yield scores
+        if scores.samples:
+            yield scores
 
     def _likeness(self) -> Iterator[Metric]:
         sketches = list(self.sketches.of(self.sketches.newest(1 + COMPARED)).values())

@@ -147,7 +147,13 @@ def _submission_state(state: SubmissionState) -> str:
 def _gate(gate: Gate | None) -> snapshots_pb2.Gate | None:
     if gate is None:
         return None
-    return snapshots_pb2.Gate(verdict=f"GATE_VERDICT_{gate.verdict}", reason=gate.reason, scores=gate.scores)
+    return snapshots_pb2.Gate(
+        verdict=f"GATE_VERDICT_{gate.verdict}",
+        reason=gate.reason,
+        scores=gate.scores,
+        judged_at=_timestamp(gate.judged_at) if gate.judged_at else None,
+        seconds=gate.seconds,
+    )
 
 
 def _vocab_policy(policy: VocabPolicy) -> str:

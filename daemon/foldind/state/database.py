@@ -36,6 +36,8 @@ _UPGRADES = {
         "ALTER TABLE versions ADD COLUMN gate TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE versions ADD COLUMN gate_reason TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE versions ADD COLUMN scores TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE versions ADD COLUMN gate_at REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE versions ADD COLUMN gate_seconds REAL NOT NULL DEFAULT 0",
         f"CREATE INDEX versions_at_gate ON versions (version) WHERE {AT_GATE}",
         # Those names stand for something else now, and nobody could move these aliases any more.
         "UPDATE OR IGNORE aliases SET name = name || '.old'"
@@ -103,7 +105,9 @@ CREATE TABLE versions (
   files TEXT NOT NULL,
   gate TEXT NOT NULL DEFAULT '',     -- verdict; empty: it was not asked
   gate_reason TEXT NOT NULL DEFAULT '',
-  scores TEXT NOT NULL DEFAULT '{{}}' -- JSON object: name -> what the gate measured
+  scores TEXT NOT NULL DEFAULT '{{}}', -- JSON object: name -> what the gate measured
+  gate_at REAL NOT NULL DEFAULT 0,   -- when it passed or failed; 0: it did neither
+  gate_seconds REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX versions_by_commit ON versions ({COMMIT_ID});
 CREATE INDEX versions_at_gate ON versions (version) WHERE {AT_GATE};

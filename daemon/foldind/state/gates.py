@@ -11,7 +11,8 @@ def gate_of(row: sqlite3.Row) -> Gate | None:
     """Return what is recorded with a version."""
     if not row["gate"]:
         return None
-    return Gate(GateVerdict(row["gate"]), row["gate_reason"], json.loads(row["scores"]))
+    verdict, scores = GateVerdict(row["gate"]), json.loads(row["scores"])
+    return Gate(verdict, row["gate_reason"], scores, row["gate_at"], row["gate_seconds"])
 
 
 def start_gate(connection: sqlite3.Connection, number: int) -> bool:
@@ -26,8 +27,8 @@ def start_gate(connection: sqlite3.Connection, number: int) -> bool:
 def record_gate(connection: sqlite3.Connection, number: int, gate: Gate) -> None:
     """Record what the gate said."""
     connection.execute(
-        "UPDATE versions SET gate = ?, gate_reason = ?, scores = ? WHERE version = ?",
-        (gate.verdict, gate.reason, json.dumps(gate.scores), number),
+        "UPDATE versions SET gate = ?, gate_reason = ?, scores = ?, gate_at = ?, gate_seconds = ? WHERE version = ?",
+        (gate.verdict, gate.reason, json.dumps(gate.scores), gate.judged_at, gate.seconds, number),
     )
 
 

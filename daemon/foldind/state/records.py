@@ -101,6 +101,10 @@ class Gate:
     verdict: GateVerdict
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    judged_at: float = 0.0
+    """When it passed or failed, in seconds since the epoch; 0: it did neither."""
+    seconds: float = 0.0
+    """That the command took."""
 
 
 @dataclass(frozen=True)
