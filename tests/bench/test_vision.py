@@ -129,6 +129,7 @@ def test_photographs_share_no_pixel_between_training_and_test(monkeypatch: pytes
     assert len(seen[0] | seen[1]) == 16 * STRIP
 
 
+@pytest.mark.long
 def test_the_scorer_decides_at_a_gate(built: Path) -> None:
     gate = Path(__file__).parents[2] / "deploy" / "gate" / "accuracy.py"
     scorer = [sys.executable, "-m", "tests.bench.vision", "score", str(built)]

@@ -175,6 +175,7 @@ def large(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_tensor_is_never_held_whole(serve: Callable[..., Daemon], large: Path) -> None:
     daemon = serve(large)
     with daemon.client() as client:

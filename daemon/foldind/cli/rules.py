@@ -60,8 +60,9 @@ def rules(
         _print_json()
         return
     console = Console(highlight=False)
-    headings = ("rule", "what it does", "options", "published as", "bytes a parameter", "takes out")
-    table = Table(*headings, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rule", "what it does", "options", "published as", "bytes a parameter", "takes out"):
+        table.add_column(heading, no_wrap=heading in ("rule", "published as"))
     for name, entry in CATALOG.items():
         options = ", ".join(f"{option} {value}" for option, value in entry.options.items())
         takes_out = "yes" if entry.additive else "no"
