@@ -53,20 +53,16 @@ def rules(
 
     `foldind init --rule NAME` chooses what is kept, for good. How that becomes the merged model is a setting of
     `foldind serve`, `--publication NAME[:NUMBER]`, and `foldin publish --as NAME[:NUMBER]` tries another one. Where a
-    way of publishing needs singular vectors or whole tensors, it takes longer. A rule that takes out is a sum, which
-    `foldin submit --take-out` takes a submission out of again.
+    way of publishing needs singular vectors or whole tensors, it takes longer.
     """
     if as_json:
         _print_json()
         return
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("rule", "what it does", "options", "published as", "bytes a parameter", "takes out"):
-        table.add_column(heading, no_wrap=heading in ("rule", "published as"))
+    table = Table("rule", "what it does", "options", "published as", "bytes a parameter", box=None, pad_edge=False)
     for name, entry in CATALOG.items():
         options = ", ".join(f"{option} {value}" for option, value in entry.options.items())
-        takes_out = "yes" if entry.additive else "no"
-        table.add_row(name, RULES[name], options, entry.publication, _size(entry), takes_out)
+        table.add_row(name, RULES[name], options, entry.publication, _size(entry))
     console.print(table)
     console.print()
     table = Table("publication", "of the sum S that a rule keeps", "as an adapter too", box=None, pad_edge=False)
@@ -74,6 +70,8 @@ def rules(
         table.add_row(":".join([name, *map(str, numbers.values())]), HOW[name], "yes" if name in DIVIDING else "no")
     console.print(table)
     own = ", ".join(name for name, entry in CATALOG.items() if entry.own is not None)
+    sums = ", ".join(name for name, entry in CATALOG.items() if entry.additive)
+    console.print(f"\n`foldin submit --take-out` takes a submission out again by the rules that keep sums: {sums}.")
     console.print(f"\n{own} keep what only their own publication reads; all other rules can be published in each way.")
 
 
