@@ -268,6 +268,13 @@ class TestFiles:
         answer = ask(daemon, f"{RESOLVE}/main/{SINGLE}", Range="bytes=5-9", If_Range=answer.headers["ETag"])
         assert (answer.status, answer.body) == (206, content(daemon, 4)[5:10])
 
+    def test_a_file_that_is_gone(self, reopened: Callable[..., Wire]) -> None:
+        daemon = reopened().daemon
+        (daemon.state / "snapshots" / "v4" / SINGLE).unlink()
+        for revision in ("main", "v4", commit(daemon, 4)):
+            answer = ask(daemon, f"{RESOLVE}/{revision}/{SINGLE}")
+            assert (answer.status, answer.headers["X-Error-Code"]) == (404, "RevisionNotFound")
+
     def test_a_damaged_file_is_no_whole_answer(self, reopened: Callable[..., Wire]) -> None:
         daemon = reopened().daemon
         path = daemon.state / "snapshots" / "v4" / SINGLE

@@ -160,6 +160,15 @@ class Hub:
 
     async def _file(self, request: Request) -> StreamResponse:
         version = await self._version(request)
+        while True:
+            try:
+                return await self._send(request, version)
+            except FileNotFoundError:  # pruned a moment ago: a name that moves names another one by now
+                before, version = version, await self._version(request)
+                if version.version == before.version:
+                    raise _gone(version) from None
+
+    async def _send(self, request: Request, version: Version) -> StreamResponse:
         name, commit_id = request.match_info["path"], version.commit_id
         if name not in version.files:
             raise _not_found("EntryNotFound", f"v{version.version} has no file {name!r}", commit_id)
@@ -177,10 +186,7 @@ class Hub:
             if to_the_end:
                 self._downloads.count(version.version, name)
 
-        try:
-            return await send_file(request, file, headers, count)
-        except FileNotFoundError:  # pruned a moment ago
-            raise _gone(version) from None
+        return await send_file(request, file, headers, count)
 
     async def _version(self, request: Request) -> Version:
         self._require_model(request)
