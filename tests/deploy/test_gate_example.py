@@ -79,6 +79,7 @@ def test_a_scorer_that_is_not_there() -> None:
     assert ended.stderr.strip() == "the scorer no-such-scorer cannot be run: No such file or directory"
 
 
+@pytest.mark.long
 def test_a_daemon_that_asks_it(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     gate = shlex.join([sys.executable, str(GATE), "--may-drop", "0", "--", sys.executable, "-c", SCORER])

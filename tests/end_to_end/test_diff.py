@@ -193,6 +193,7 @@ def test_a_tensor_is_never_held_whole(serve: Callable[..., Daemon], large: Path)
     assert peak < LARGE / 2, "two tensors of LARGE bytes are compared"
 
 
+@pytest.mark.long
 def test_it_goes_on_when_the_daemon_was_restarted(serve: Callable[..., Daemon], large: Path) -> None:
     daemon = serve(large, "--grpc", f"127.0.0.1:{free_port()}")
     with daemon.client() as client:

@@ -176,6 +176,7 @@ def test_hooks_that_fail_for_both(client: Client, alias: Alias, to: Path) -> Non
     assert [swap.version for swap in swaps] == [1]
 
 
+@pytest.mark.long
 def test_through_a_restart_of_the_daemon(past: History, tmp_path: Path, to: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -55,6 +55,7 @@ def test_too_many_at_once_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_readers_that_take_nothing_hold_up_nobody(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     wide = {**base_tensors(), "wide.bias": torch.zeros(8_000_000)}
