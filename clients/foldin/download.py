@@ -18,12 +18,9 @@ from foldin.destination import MANIFEST, Destination
 from foldin.errors import DataLoss, NotFound, PullError
 from foldin.hashing import READ_SIZE, digest_file
 from foldin.models import ADAPTER_FOLDER, File, Progress, Snapshot
-from foldin.reading import stream_file
+from foldin.reading import MOST_FETCHES, stream_file
 from foldin.tally import Tally
 from foldin.v1 import snapshots_pb2 as pb
-
-MOST_FETCHES = 2  # of one file whose bytes arrive altered
-
 
 Files = Mapping[str, File]
 """Name in the folder -> file of the snapshot."""

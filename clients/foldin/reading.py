@@ -7,6 +7,8 @@ from foldin.errors import FoldinError, ServerUnavailable
 from foldin.models import File
 from foldin.v1 import snapshots_pb2 as pb
 
+MOST_FETCHES = 2  # of one file whose bytes arrive altered
+
 
 def stream_file(connection: Connection, version: int, file: File, offset: int = 0) -> Generator[bytes, None, None]:
     """Yield the bytes of a file from an offset to its end, as they arrive; what broke off is gone on with.

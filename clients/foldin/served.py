@@ -17,6 +17,7 @@ from foldin.checkpoint import INDEX, SINGLE
 from foldin.dtypes import STORED, decode
 from foldin.errors import DataLoss, NotFound
 from foldin.models import File, Snapshot
+from foldin.reading import MOST_FETCHES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK_ELEMENTS = 2**16
 
-MOST_FETCHES = 2  # of a small file whose bytes arrive altered
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 
 

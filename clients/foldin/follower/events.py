@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from foldin.moments import iso
+
 
 class EventKind(StrEnum):
     """What happened."""
@@ -58,7 +60,7 @@ class Event:
         """Return a dict of JSON types."""
         return {
             "event": str(self.kind),
-            "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": iso(self.at),
             "alias": self.alias,
             "version": self.version,
             "current": self.current,
