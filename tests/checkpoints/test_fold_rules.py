@@ -10,7 +10,7 @@ import pytest
 import torch
 from foldind.checkpoints.plan import Treatment
 from foldind.config import MergeSettings, ServeSettings
-from foldind.merging.catalog import ACCUMULATED, CATALOG, slot_shapes
+from foldind.merging.catalog import ACCUMULATED, CATALOG, slots_of
 from foldind.state.layout import FACTORED, RECORDS, SINGULAR_VALUES, slot_file
 from foldind.state.room import merge_bytes, state_bytes
 from foldind.state.tensorrecords import read_records
@@ -281,10 +281,12 @@ class TestBytes:
             assert {path.name for path in stream.state_folder.iterdir()} == set(result.state_files)
             held = {slot: load_file(stream.state_folder / slot_file(slot)) for slot in slots}
             for tensor in stream.plan.folded:
-                shapes = slot_shapes(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED)
+                expected = slots_of(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED)
                 for slot in slots:
                     found = held[slot].get(tensor.name)
-                    assert (tuple(found.shape) if found is not None else None) == shapes.get(slot)
+                    assert (None if found is None else tuple(found.shape)) == (
+                        expected[slot].shape if slot in expected else None
+                    )
             content = sum(values.nbytes for tensors in held.values() for values in tensors.values())
             sizes.append(content)
             assert content <= state_bytes(stream.plan, rule)

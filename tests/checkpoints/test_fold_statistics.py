@@ -14,7 +14,7 @@ from foldind.checkpoints.checkpoint import ADAPTER, ADAPTER_CONFIG
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import CheckpointRefused
 from foldind.worker import blocks
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from tests.checkpoints.folding import EMBEDDING, QUERY, Stream, fine_tuned, relative_error, write
@@ -62,6 +62,20 @@ class TestStream:
                 place = tmp_path / str(order) / f"s{number}"
                 stream.fold_folder(submission(place, models[number], statistics[number]))
             assert_close(stream, expected)
+
+    def test_a_state_that_an_earlier_release_kept_in_float32(
+        self, rule: str, generator: Generator, tmp_path: Path
+    ) -> None:
+        base = base_tensors()
+        models = [fine_tuned(base, generator) for _ in range(3)]
+        statistics = [MAKE[rule](base, generator) for _ in range(3)]
+        statistics[2] = {QUERY: statistics[2][QUERY]}
+        stream = Stream(tmp_path, base, rule=rule)
+        for number in range(3):
+            stream.fold_folder(submission(tmp_path / f"s{number}", models[number], statistics[number]))
+            for file in stream.state_folder.glob("*.safetensors"):
+                save_file({name: values.float() for name, values in load_file(file).items()}, file)
+        assert_close(stream, ORACLE[rule](base, models, statistics))
 
     def test_row_blocks_change_nothing(
         self, rule: str, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

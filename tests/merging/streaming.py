@@ -1,10 +1,11 @@
 """A few tensors streamed through a rule in memory: the algebra that the worker does on files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
-from foldind.merging.catalog import ACCUMULATED, slot_shapes
+from foldind.checkpoints.tensors import TORCH_DTYPES
+from foldind.merging.catalog import ACCUMULATED, slots_of
 from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
 from torch import Tensor
 
@@ -22,6 +23,14 @@ def is_matrix(name: str, tensor: Tensor) -> bool:
     return name != TABLE and tensor.dim() == 2 and min(tensor.shape) > 1
 
 
+def nothing(rule: str, shape: Sequence[int], *, matrix: bool) -> State:
+    """Return what a rule keeps of a tensor before the first fold."""
+    return {
+        name: torch.zeros(slot.shape, dtype=TORCH_DTYPES[slot.dtype])
+        for name, slot in slots_of(rule, shape, matrix=matrix).items()
+    }
+
+
 class Merge:
     """Task vectors folded one by one, all of the same names and shapes."""
 
@@ -36,8 +45,7 @@ class Merge:
         for number, (name, values) in enumerate(task_vector.items()):
             state = self.states.get(name)
             if state is None:
-                shapes = slot_shapes(self.rule.name, values.shape, matrix=is_matrix(name, values))
-                state = {slot: torch.zeros(shape) for slot, shape in shapes.items()}
+                state = nothing(self.rule.name, values.shape, matrix=is_matrix(name, values))
             if accumulation.projection and is_matrix(name, values) and state[ACCUMULATED].any():
                 basis = self.rule.decomposition.decompose(state[ACCUMULATED])
                 folded = accumulation.projection.fold(state[ACCUMULATED], values, basis)

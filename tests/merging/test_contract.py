@@ -8,7 +8,8 @@ from pathlib import Path
 import foldind.merging
 import pytest
 import torch
-from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, SPECTRAL, slot_shapes
+from foldind.checkpoints.tensors import TORCH_DTYPES
+from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, SPECTRAL, slots_of
 from foldind.merging.publications import CANCELLED
 from foldind.merging.registry import ACCUMULATIONS, make_rule
 from foldind.merging.registry import PUBLICATIONS as FACTORIES
@@ -17,7 +18,7 @@ from torch import Generator, Tensor
 
 from tests.merging.matrices import random
 from tests.merging.rules import COMBINATIONS, IRREVERSIBLE, RANDOM, Combination, statistics_of
-from tests.merging.streaming import Merge
+from tests.merging.streaming import Merge, nothing
 
 MATRICES = ((12, 8), (8, 12), (2, 2))
 OTHERS = ((12, 8), (24,), (6, 3, 4, 4), (1, 9), (0, 5), ())
@@ -38,8 +39,7 @@ def combination(request: pytest.FixtureRequest) -> Combination:
 
 
 def zeros(rule: Rule, shape: tuple[int, ...], matrix: bool) -> State:
-    """What is kept before the first fold."""
-    return {slot: torch.zeros(size) for slot, size in slot_shapes(rule.name, shape, matrix=matrix).items()}
+    return nothing(rule.name, shape, matrix=matrix)
 
 
 def some_state(rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator, folds: int = 2) -> State:
@@ -110,16 +110,20 @@ class TestAccumulation:
         self, rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator
     ) -> None:
         state = some_state(rule, shape, matrix, generator)
-        expected = slot_shapes(rule.name, shape, matrix=matrix)
-        assert {slot: tuple(values.shape) for slot, values in state.items()} == expected
-        assert {values.dtype for values in state.values()} == {torch.float32}
+        expected = slots_of(rule.name, shape, matrix=matrix)
+        assert {name: tuple(values.shape) for name, values in state.items()} == {
+            name: slot.shape for name, slot in expected.items()
+        }
+        assert {name: values.dtype for name, values in state.items()} == {
+            name: TORCH_DTYPES[slot.dtype] for name, slot in expected.items()
+        }
         assert next(iter(expected)) == ACCUMULATED
 
     def test_slots_of_stacked_matrices_are_those_of_each(self, rule: Rule) -> None:
         for stacked, one in (((3, 8, 6), (8, 6)), ((1, 5, 9), (5, 9))):
-            shapes = slot_shapes(rule.name, one, matrix=True)
-            assert slot_shapes(rule.name, stacked, matrix=True) == {
-                slot: (stacked[0], *shape) for slot, shape in shapes.items()
+            slots = slots_of(rule.name, one, matrix=True)
+            assert slots_of(rule.name, stacked, matrix=True) == {
+                name: slot._replace(shape=(stacked[0], *slot.shape)) for name, slot in slots.items()
             }
 
     @shaped

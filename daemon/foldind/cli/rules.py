@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from foldind.merging.catalog import CATALOG, DIVIDING, PUBLICATIONS, Entry
+from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, Entry
 
 RULES: Mapping[str, str] = MappingProxyType(
     {
@@ -76,8 +76,8 @@ def rules(
 
 
 def _size(entry: Entry) -> str:
-    slots = 4 * (1 + len(entry.slots))
-    of_layers = 4 * (len(entry.matrix_slots) + len(entry.square_slots))
+    slots = entry.element_bytes((ACCUMULATED, *entry.slots))
+    of_layers = entry.element_bytes((*entry.matrix_slots, *entry.square_slots))
     return f"{slots} to {slots + of_layers}, square layers" if of_layers else str(slots)
 
 

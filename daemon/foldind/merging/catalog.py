@@ -4,11 +4,10 @@ A rule's functions are in registry.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-Shape = tuple[int, ...]
 Value = float | str
 Statistics = Literal["", "like", "gram"]
 """What submissions have to say about themselves, tensor by tensor: nothing; non-negative values of the tensor's shape;
@@ -56,6 +55,9 @@ class Entry(NamedTuple):
     """Likewise, of linear layers only."""
     square_slots: tuple[str, ...] = ()
     """Of linear layers of (m, n), (n, n) each."""
+    doubles: tuple[str, ...] = ()
+    """Which are kept in float64, for a submission may weigh a million times what others do, and be taken out again; the
+    others are float32."""
     projects: bool = False
     """Whether linear layers are projected, which takes their bases."""
     tables: bool = False
@@ -71,6 +73,10 @@ class Entry(NamedTuple):
     def all_slots(self) -> tuple[str, ...]:
         """What is kept besides the sum."""
         return (*self.slots, *self.matrix_slots, *self.square_slots)
+
+    def element_bytes(self, slots: Iterable[str]) -> int:
+        """Return what an element of each of these slots takes, together."""
+        return sum(8 if slot in self.doubles else 4 for slot in slots)
 
 
 CATALOG: Mapping[str, Entry] = MappingProxyType(
@@ -99,8 +105,18 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
         "magmax": Entry({}, "scale:0.5", additive=False),
         "iso": Entry({}, "iso:1.0"),
         "regression": Entry({}, "regression", {"eps": 0.3}, (), ("moment",), ("gram",), whole=True),
-        "fisher": Entry({"floor": 1e-6}, "fisher", {}, ("weight",), statistics="like"),
-        "regmean": Entry({"shrink": 0.9}, "regmean", {}, (), ("moment",), ("gram",), whole=True, statistics="gram"),
+        "fisher": Entry({"floor": 1e-6}, "fisher", {}, ("weight",), doubles=(ACCUMULATED, "weight"), statistics="like"),
+        "regmean": Entry(
+            {"shrink": 0.9},
+            "regmean",
+            {},
+            (),
+            ("moment",),
+            ("gram",),
+            doubles=("moment", "gram"),
+            whole=True,
+            statistics="gram",
+        ),
         "model_stock": Entry({}, "model_stock", {}, ("directions",), whole=True),
     }
 )
@@ -143,8 +159,15 @@ def parse_publication(text: str, rule: str) -> NamedPublication:
     return NamedPublication(name, numbers)
 
 
-def slot_shapes(rule: str, shape: Sequence[int], *, matrix: bool) -> dict[str, Shape]:
-    """Return what a rule keeps of a tensor that something was merged into, and how large it is; float32 throughout.
+class Slot(NamedTuple):
+    """One of the tensors that a rule keeps of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["F32", "F64"]
+
+
+def slots_of(rule: str, shape: Sequence[int], *, matrix: bool) -> dict[str, Slot]:
+    """Return what a rule keeps of a tensor that something was merged into.
 
     Args:
       rule: its name.
@@ -156,4 +179,4 @@ def slot_shapes(rule: str, shape: Sequence[int], *, matrix: bool) -> dict[str, S
     if matrix:
         shapes |= dict.fromkeys(entry.matrix_slots, whole)
         shapes |= dict.fromkeys(entry.square_slots, (*whole[:-2], whole[-1], whole[-1]))
-    return shapes
+    return {slot: Slot(size, "F64" if slot in entry.doubles else "F32") for slot, size in shapes.items()}

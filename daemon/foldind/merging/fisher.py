@@ -40,8 +40,8 @@ def accumulation(floor: float = 1e-6) -> Accumulation:
 
     def contribution(task_vector: Tensor, step: Step) -> State:
         if step.statistics is None:
-            return dict.fromkeys((ACCUMULATED, WEIGHT), torch.zeros_like(task_vector))
-        weight = step.statistics.clamp(min=floor)
+            return dict.fromkeys((ACCUMULATED, WEIGHT), torch.zeros_like(task_vector, dtype=torch.float64))
+        weight = step.statistics.double().clamp_(min=floor)
         return {ACCUMULATED: weight * task_vector, WEIGHT: weight}
 
     return additive(contribution)
@@ -52,7 +52,7 @@ def publication() -> Publication:
 
     def update(state: State, tensor: TensorRecord, record: Record) -> Tensor:
         weight = state[WEIGHT]
-        return torch.where(weight > 0, state[ACCUMULATED] / weight, 0.0)
+        return torch.where(weight > 0, state[ACCUMULATED] / weight, 0.0).float()
 
     return Publication(update)
 

@@ -21,7 +21,7 @@ def frobenius_norm(values: Tensor) -> float:
       values: of any shape, floating-point.
     """
     parts, rest = _parts(values)
-    if len(parts) > _FEW_PARTS:
+    if len(parts) > _FEW_PARTS and values.dtype is not torch.float64:
         norms = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float32)
         rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float32)
         norm = float(torch.linalg.vector_norm(torch.cat([norms, rest_norm[None]]), dtype=torch.float64))

@@ -26,7 +26,7 @@ MOMENT, GRAM = "moment", "gram"
 """Slots of linear layers: A, (m, n), and G, (n, n)."""
 
 SINGULAR = 1e-4
-"""Of a G with a diagonal of ones, the square of a pivot below which rounding of the float32 state would show."""
+"""Of a G with a diagonal of ones, the square of a pivot below which rounding of float32 statistics would show."""
 
 RIDGES = (0.0, *(10.0**power for power in range(-3, 7)))
 """What is tried in turn; a million is more than enough for any matrix of so many columns with a diagonal of ones."""
@@ -51,13 +51,11 @@ def accumulation(shrink: float = 0.9) -> Accumulation:
         if not step.matrix:
             return {ACCUMULATED: task_vector}
         if step.statistics is None:
-            n = task_vector.shape[-1]
-            return {ACCUMULATED: task_vector, MOMENT: torch.zeros_like(task_vector), GRAM: torch.zeros(n, n)}
-        gram = step.statistics * shrink
+            gram = torch.zeros(2 * task_vector.shape[-1:], dtype=torch.float64)
+            return {ACCUMULATED: task_vector, MOMENT: torch.zeros_like(task_vector, dtype=gram.dtype), GRAM: gram}
+        gram = step.statistics.double().mul_(shrink)
         gram.diagonal().copy_(step.statistics.diagonal())
-        # Of G as it is kept, so that one submission alone is exact.
-        moment = (task_vector.double() @ gram.double()).float()
-        return {ACCUMULATED: task_vector, MOMENT: moment, GRAM: gram}
+        return {ACCUMULATED: task_vector, MOMENT: task_vector.double() @ gram, GRAM: gram}
 
     return additive(contribution, whole=True)
 
@@ -67,7 +65,7 @@ def publication() -> Publication:
 
     def update(state: State, tensor: TensorRecord, record: Record) -> Tensor:
         mean = mean_update(state, record)
-        return _solve(state[MOMENT].double(), state[GRAM].double(), mean.double()).float() if GRAM in state else mean
+        return _solve(state[MOMENT], state[GRAM], mean.double()).float() if GRAM in state else mean
 
     return Publication(update, whole=True)
 
@@ -77,8 +75,8 @@ def _solve(moment: Tensor, gram: Tensor, mean: Tensor) -> Tensor:
     lengths = gram.diagonal().sqrt()
     unseen = ~(lengths > 0)  # inputs: their rows and columns are zero
     lengths[unseen] = 1
-    gram.div_(lengths).div_(lengths[:, None])
-    moment.div_(lengths)
+    gram = (gram / lengths).div_(lengths[:, None])
+    moment = moment / lengths
     mean = mean * lengths
     moment[:, unseen] = mean[:, unseen]
     for ridge in RIDGES:

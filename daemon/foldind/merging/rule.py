@@ -15,7 +15,7 @@ from torch import Tensor
 from foldind.merging.basis import Basis, SmallSide
 
 State = Mapping[str, Tensor]
-"""What is kept of one tensor, or the same rows of it: slot -> float32. Slots and shapes are in catalog.py."""
+"""What is kept of one tensor, or the same rows of it: slot -> values. Slots, shapes and dtypes are in catalog.py."""
 
 
 class Record(NamedTuple):

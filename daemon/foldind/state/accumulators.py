@@ -1,4 +1,4 @@
-"""The accumulated state on disk, float32, tensor by tensor in the representation that takes the least."""
+"""The accumulated state on disk, tensor by tensor in the representation that takes the least."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import PlannedTensor
 from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.merging.catalog import ACCUMULATED as SUM
+from foldind.merging.catalog import Slot
 from foldind.merging.rule import Factored, State
 from foldind.state.durable import FileDigest
 from foldind.state.layout import (
@@ -69,7 +70,7 @@ class AccumulatedState:
         return self._factored[tensor + LEFT].shape[0], self._factored[tensor + RIGHT].shape[1]
 
     def read(self, tensor: str, rows: tuple[int, int] | None) -> Tensor:
-        """Return the rows [first, last) of a tensor of S that is not zero, or all of it, float32. Raises OSError."""
+        """Return the rows [first, last) of a tensor of S that is not zero, or all of it. Raises OSError."""
         if dense := self._dense.get(tensor):
             return self._reader.read(dense, rows)
         left, singular_values, right = (self._part(tensor, part) for part in (LEFT, SINGULAR_VALUES, RIGHT))
@@ -103,8 +104,8 @@ class Place(NamedTuple):
     representation: Representation
     rank: int
     """If factored: at the most."""
-    slots: Mapping[str, tuple[int, ...]]
-    """If dense: what is kept of it, and the shapes."""
+    slots: Mapping[str, Slot]
+    """If dense: what is kept of it."""
 
 
 class StateWriter:
@@ -120,7 +121,7 @@ class StateWriter:
         factored = [place for place in places if place.representation is Representation.FACTORED]
         specs = {
             slot_file(slot): [
-                TensorSpec(place.tensor.name, "F32", place.slots[slot], _bytes(place.slots[slot]))
+                _spec(place.tensor.name, place.slots[slot])
                 for place in places
                 if place.representation is Representation.DENSE and slot in place.slots
             ]
@@ -169,14 +170,14 @@ def factored_bytes(shape: tuple[int, int], rank: int) -> int:
     return ITEM_BYTES["F32"] * rank * sum(shape) + ITEM_BYTES["F64"] * rank
 
 
+def _spec(name: str, slot: Slot) -> TensorSpec:
+    return TensorSpec(name, slot.dtype, slot.shape, ITEM_BYTES[slot.dtype] * math.prod(slot.shape))
+
+
 def _factored_specs(place: Place) -> list[TensorSpec]:
     (m, n), rank, name = place.tensor.shape, place.rank, place.tensor.name
     return [
-        TensorSpec(name + LEFT, "F32", (m, rank), _bytes((m, rank))),
-        TensorSpec(name + SINGULAR_VALUES, "F64", (rank,), ITEM_BYTES["F64"] * rank),
-        TensorSpec(name + RIGHT, "F32", (rank, n), _bytes((rank, n))),
+        _spec(name + LEFT, Slot((m, rank), "F32")),
+        _spec(name + SINGULAR_VALUES, Slot((rank,), "F64")),
+        _spec(name + RIGHT, Slot((rank, n), "F32")),
     ]
-
-
-def _bytes(shape: Sequence[int]) -> int:
-    return ITEM_BYTES["F32"] * math.prod(shape)

@@ -5,7 +5,7 @@ import math
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, Treatment
 from foldind.config import MergeSettings, ServeSettings
-from foldind.merging.catalog import SPECTRAL, parse_publication, slot_shapes
+from foldind.merging.catalog import SPECTRAL, parse_publication, slots_of
 
 
 def merge_bytes(plan: Plan, merge: MergeSettings, settings: ServeSettings) -> int:
@@ -21,8 +21,8 @@ def merge_bytes(plan: Plan, merge: MergeSettings, settings: ServeSettings) -> in
 
 def state_bytes(plan: Plan, rule: str) -> int:
     """Return what the accumulated state takes, at the most."""
-    return ITEM_BYTES["F32"] * sum(
-        math.prod(shape)
+    return sum(
+        ITEM_BYTES[slot.dtype] * math.prod(slot.shape)
         for tensor in plan.folded
-        for shape in slot_shapes(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED).values()
+        for slot in slots_of(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED).values()
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
-from foldind.merging.catalog import Entry
+from foldind.merging.catalog import ACCUMULATED, Entry
 from foldind.state.bases import basis_file
 
 BLOCK_ELEMENTS = 2 * 1024 * 1024
@@ -45,12 +45,13 @@ class Block(NamedTuple):
         """Return how many bytes folding it takes at the most."""
         elements = math.prod(block_shape(self.tensor, self.rows))
         if not (self.basis_file and rule.projects):
-            slots = 1 + len(rule.slots) + bool(self.basis_file) * len(rule.matrix_slots)
+            kept = (ACCUMULATED, *rule.slots, *(rule.matrix_slots if self.basis_file else ()))
             squares = 32 * self.tensor.shape[-1] ** 2 if rule.square_slots and self.basis_file else 0
             squares *= 1 + (rule.statistics == "gram")  # which are checked in float64
-            slots += rule.statistics == "like"
-            # In float32 tau, and every slot before and after; where whole tensors are needed what is computed of them.
-            return 4 * elements * (3 + 2 * slots + 4 * rule.whole) + squares
+            slots = 2 * rule.element_bytes(kept) + rule.element_bytes(rule.doubles)
+            # In float32 tau and what is said of it; every slot before and after, and in float64 what is added to it;
+            # where whole tensors are needed what is computed of them.
+            return elements * (12 + slots + 8 * (rule.statistics == "like") + 16 * rule.whole) + squares
         m, n = self.tensor.shape[-2:]
         k = min(m, n)
         if self.of_large:

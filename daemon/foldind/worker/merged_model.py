@@ -17,7 +17,7 @@ from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
 from foldind.merging.basis import Basis
-from foldind.merging.catalog import CATALOG
+from foldind.merging.catalog import ACCUMULATED, CATALOG
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.rule import Record, Rule, TensorRecord
 from foldind.state.accumulators import AccumulatedState
@@ -148,7 +148,8 @@ class PublishStep:
             return part.block.fold_bytes(self._entry)
         elements = math.prod(block_shape(part.block.tensor, part.block.rows))
         basis = part.block.basis_bytes if self._by_spectrum(part.block.tensor) else 0
-        return ITEM_BYTES["F32"] * elements * (3 + len(self._entry.slots) + 1) + basis
+        slots = self._entry.element_bytes((ACCUMULATED, *self._entry.slots)) + 16 * bool(self._entry.doubles)
+        return elements * (3 * ITEM_BYTES["F32"] + slots) + basis
 
     def publish(self, part: Part) -> MergedPart:
         """Return a part of the merged model."""

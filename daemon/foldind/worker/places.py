@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.vocabulary import token_embeddings
-from foldind.merging.catalog import CATALOG, slot_shapes
+from foldind.merging.catalog import CATALOG, slots_of
 from foldind.state.accumulators import AccumulatedState, Place, factored_bytes
 from foldind.state.layout import Representation
 from foldind.worker.taskvectors.contract import TaskVectors
@@ -48,7 +48,7 @@ def choose_places(
             if factored_bytes((m, n), rank) < ITEM_BYTES["F32"] * math.prod(tensor.shape):
                 yield Place(tensor, Representation.FACTORED, rank, {})
                 continue
-        slots = slot_shapes(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED)
+        slots = slots_of(rule, tensor.shape, matrix=tensor.treatment is Treatment.PROJECTED)
         yield Place(tensor, Representation.DENSE, 0, slots)
 
 
