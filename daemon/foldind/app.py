@@ -111,7 +111,8 @@ async def _run(
 ) -> None:
     # Long copies and digests may not keep the loop, the metrics and short questions waiting for a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
-    changes, supervisor, metrics, systemd = Changes(), Supervisor(configuration.merge.threads), Metrics(), Systemd()
+    supervisor = Supervisor(configuration.merge.threads, settings.memory_budget)
+    changes, metrics, systemd = Changes(), Metrics(), Systemd()
     preparation = Preparation(folder, configuration, settings, plan, versions, supervisor)
     republication = Republication(folder, configuration, settings, versions, supervisor, changes)
     service = MergeService(

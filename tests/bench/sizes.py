@@ -39,13 +39,16 @@ def _measure(folder: Path, size: llama.Size) -> str:
     worker = Worker()
     first = fold(worker, folder, checkpoints[0], folder / "first")
     seconds = compute_bases(worker, plan, state, bases)
+    worker.end()
     peaks = []
     for budget in BUDGETS:
-        place = folder / str(budget)
+        place, worker = folder / str(budget), Worker(budget)
         merge = fold(worker, folder, checkpoints[1], place, (state, first.result), bases, budget)
         assert merge.result.bases_computed == 0
         peaks.append(f"{merge.result.peak_resident_bytes // 2**20}")
         shutil.rmtree(place)
+        worker.end()
+    worker = Worker(BUDGETS[0])
     without = fold(worker, folder, checkpoints[1], folder / "without", (state, first.result), budget=BUDGETS[0])
     assert without.result.bases_computed > 0
     worker.end()

@@ -38,14 +38,18 @@ class Folded(NamedTuple):
 
 
 class Worker:
-    """One process; one thread a product."""
+    """One process; one thread a product.
 
-    def __init__(self) -> None:
+    Args:
+      budget: of memory, in bytes.
+    """
+
+    def __init__(self, budget: int = GENEROUS) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "foldind.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **worker_environment(threads=1)},
+            env={**os.environ, **worker_environment(1, budget)},
         )
         ready = self._receive()
         assert isinstance(ready, Ready)

@@ -18,7 +18,7 @@ from foldind.evaluation.report import write_report
 from foldind.evaluation.results import Results, Step, Subject
 from foldind.evaluation.rules import NamedRule, parse_rule
 from foldind.evaluation.scores import Scored, ScoringCommand
-from foldind.evaluation.stream import Stream
+from foldind.evaluation.stream import MEMORY_BUDGET, Stream
 from foldind.evaluation.tasks import Task, open_task
 from foldind.merging.catalog import CATALOG, Statistics
 from foldind.state.creation import digest_base
@@ -191,7 +191,7 @@ class _Work:
 
     def _stream(self, rule: NamedRule) -> Stream:
         threads = rule.settings.threads
-        supervisor = self._supervisors.setdefault(threads, Supervisor(threads))
+        supervisor = self._supervisors.setdefault(threads, Supervisor(threads, MEMORY_BUDGET))
         return Stream(self._wanted.base, self._scratch / "plan.json", rule, supervisor, self._scratch / "merge")
 
     def _tasks_at(self, order: Order, number: int) -> Order:

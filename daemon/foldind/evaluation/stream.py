@@ -16,7 +16,8 @@ from foldind.state.snapshots import companion_files
 from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Refused
 from foldind.worker.supervisor import FoldFailed, Supervisor
 
-_MEMORY_BUDGET: int = ServeSettings.model_fields["memory_budget"].default
+MEMORY_BUDGET: int = ServeSettings.model_fields["memory_budget"].default
+"""Of the worker, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Stream:
             backend=settings.backend,
             threads=settings.threads,
             max_rank=settings.max_rank,
-            memory_budget=_MEMORY_BUDGET,
+            memory_budget=MEMORY_BUDGET,
             submission=str(task.checkpoint.absolute()),
             vocab=VocabPolicy.SAME,
             seed=task.digest,
