@@ -355,6 +355,8 @@ def test_partial_and_force(run: Run, task: Path, tmp_path: Path) -> None:
     assert "logit_scale" in run("submit", tmp_path / "partial", status=1).stderr
     first = run("submit", tmp_path / "partial", "--partial", "--wait", "--json").document
     assert (first["state"], first["partial"]) == ("MERGED", True)
+    again = run("submit", tmp_path / "partial", "--partial")
+    assert f"handed in before, as {first['id']}; --force takes it once more" in again.stderr
     second = run("submit", tmp_path / "partial", "--partial", "--force", "--wait", "--json").document
     assert second["version"] == first["version"] + 1
 

@@ -127,8 +127,12 @@ def submit(
                     density=density,
                     on_progress=display.transfer,
                 )
+            # What is new is queued, or refused.
+            known = not request_id and submission.state in (SubmissionState.MERGING, SubmissionState.MERGED)
             if wait and not submission.final:
                 submission = _follow(client, submission.id, display)
+    if known:
+        complain(f"this content was handed in before, as {submission.id}; --force takes it once more.")
     if not on_server:
         _tell_of_statistics(Path(path), submission)
     _conclude(submission, as_json)
