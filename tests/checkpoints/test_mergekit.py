@@ -136,7 +136,10 @@ def models(request: pytest.FixtureRequest, mergekit: str, tmp_path_factory: pyte
             **configuration("dare_linear", DARE, {"rescale": True}, base, tuned),
             "seed": number,
         }
-    run = subprocess.run([mergekit, str(SCRIPT)], input=json.dumps(wanted), capture_output=True, text=True, check=False)
+    # -P: what lies beside the script is not for its imports.
+    run = subprocess.run(
+        [mergekit, "-P", str(SCRIPT)], input=json.dumps(wanted), capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return Models(base, tuned, root)
 
