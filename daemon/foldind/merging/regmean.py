@@ -65,7 +65,7 @@ def publication() -> Publication:
 
     def update(state: State, tensor: TensorRecord, record: Record) -> Tensor:
         mean = mean_update(state, record)
-        return _solve(state[MOMENT], state[GRAM], mean.double()).float() if GRAM in state else mean
+        return _solve(state[MOMENT].double(), state[GRAM].double(), mean.double()).float() if GRAM in state else mean
 
     return Publication(update, whole=True)
 
