@@ -4,7 +4,6 @@
 
 copies the suite and divides each task's test items: the first half gives the statistics, in the place of training
 data, and only the second half is left to score on. Scores of OUT compare with each other, not with those of SUITE.
-The recipes are those of daemon/foldind/checkpoints/README.md.
 """
 
 import argparse
@@ -13,15 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModel, PreTrainedModel
 
-BATCH = 50
+from tests.bench.recipes import input_grams, squared_gradients
 
 
 class Items(NamedTuple):
@@ -30,16 +28,15 @@ class Items(NamedTuple):
     input_ids: Tensor
     """(items, tokens) int64."""
     attention_mask: Tensor
-    """Likewise; 1 where there is a token."""
+    """Likewise; 1 where there is a token, which is at the beginning."""
     labels: Tensor
     """(items,) int64."""
 
-    def batches(self, size: int) -> Iterator["Items"]:
-        """Yield them, so many at a time, without columns that are padding throughout."""
-        for first in range(0, len(self.labels), size):
-            ids, mask, labels = (values[first : first + size] for values in self)
-            tokens = int(mask.sum(1).max())
-            yield Items(ids[:, :tokens], mask[:, :tokens], labels)
+    def one_by_one(self) -> Iterator["Items"]:
+        """Yield each by itself, without padding."""
+        for ids, mask, label in zip(*(values.split(1) for values in self), strict=True):
+            tokens = int(mask.sum())
+            yield Items(ids[:, :tokens], mask[:, :tokens], label)
 
 
 Forward = Callable[[Items], Tensor]
@@ -47,39 +44,18 @@ Forward = Callable[[Items], Tensor]
 
 
 def fisher(model: nn.Module, logits: Forward, items: Items) -> dict[str, Tensor]:
-    """Return the mean square of the gradients of single items' losses, by parameter: the diagonal empirical Fisher."""
-    found = {name: torch.zeros_like(values) for name, values in model.named_parameters()}
-    for item in items.batches(1):
-        model.zero_grad()
-        functional.cross_entropy(logits(item), item.labels).backward()
-        for name, values in model.named_parameters():
-            assert values.grad is not None
-            found[name].addcmul_(values.grad, values.grad, value=1 / len(items.labels))
-    return found
+    """Return the diagonal empirical Fisher."""
+    return squared_gradients(model, (cross_entropy(logits(item), item.labels) for item in items.one_by_one()))
 
 
 def grams(model: nn.Module, logits: Forward, items: Items) -> dict[str, Tensor]:
-    """Return X^T X / tokens of the inputs X of each linear layer, padding left out, by the name of its weight."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    found = {f"{name}.weight": torch.zeros(layer.in_features, layer.in_features) for name, layer in layers.items()}
-    tokens: list[Tensor] = []
+    """Return the Gram matrices of the inputs of its linear layers."""
 
-    def watch(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            rows = inputs[0][tokens[-1]]
-            gram.addmm_(rows.mT, rows)
+    def run() -> None:
+        for item in items.one_by_one():
+            logits(item)
 
-        return keep
-
-    hooks = [layer.register_forward_pre_hook(watch(found[f"{name}.weight"])) for name, layer in layers.items()]
-    with torch.no_grad():
-        for batch in items.batches(BATCH):
-            tokens.append(batch.attention_mask.bool())
-            logits(batch)
-    for hook in hooks:
-        hook.remove()
-    total = sum(int(mask.sum()) for mask in tokens)
-    return {name: gram / total for name, gram in found.items()}
+    return input_grams(model, run)
 
 
 RECIPES = {"fisher": fisher, "regmean": grams}
@@ -114,7 +90,7 @@ def _forward(model: PreTrainedModel, weight: Tensor, bias: Tensor) -> Forward:
     def logits(items: Items) -> Tensor:
         hidden = model(input_ids=items.input_ids, attention_mask=items.attention_mask).last_hidden_state
         mask = items.attention_mask[:, :, None].to(hidden.dtype)
-        return functional.linear((hidden * mask).sum(1) / mask.sum(1), weight, bias)
+        return linear((hidden * mask).sum(1) / mask.sum(1), weight, bias)
 
     return logits
 

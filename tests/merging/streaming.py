@@ -1,11 +1,11 @@
 """A few tensors streamed through a rule in memory: the algebra that the worker does on files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Self
 
 import torch
-from foldind.checkpoints.tensors import TORCH_DTYPES
-from foldind.merging.catalog import ACCUMULATED, slots_of
+from foldind.merging.catalog import ACCUMULATED
+from foldind.merging.registry import nothing_merged
 from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
 from torch import Tensor
 
@@ -23,14 +23,6 @@ def is_matrix(name: str, tensor: Tensor) -> bool:
     return name != TABLE and tensor.dim() == 2 and min(tensor.shape) > 1
 
 
-def nothing(rule: str, shape: Sequence[int], *, matrix: bool) -> State:
-    """Return what a rule keeps of a tensor before the first fold."""
-    return {
-        name: torch.zeros(slot.shape, dtype=TORCH_DTYPES[slot.dtype])
-        for name, slot in slots_of(rule, shape, matrix=matrix).items()
-    }
-
-
 class Merge:
     """Task vectors folded one by one, all of the same names and shapes."""
 
@@ -45,7 +37,7 @@ class Merge:
         for number, (name, values) in enumerate(task_vector.items()):
             state = self.states.get(name)
             if state is None:
-                state = nothing(self.rule.name, values.shape, matrix=is_matrix(name, values))
+                state = nothing_merged(self.rule.name, values.shape, matrix=is_matrix(name, values))
             if accumulation.projection and is_matrix(name, values) and state[ACCUMULATED].any():
                 basis = self.rule.decomposition.decompose(state[ACCUMULATED])
                 folded = accumulation.projection.fold(state[ACCUMULATED], values, basis)

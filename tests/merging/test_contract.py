@@ -11,14 +11,14 @@ import torch
 from foldind.checkpoints.tensors import TORCH_DTYPES
 from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, SPECTRAL, slots_of
 from foldind.merging.publications import CANCELLED
-from foldind.merging.registry import ACCUMULATIONS, make_rule
+from foldind.merging.registry import ACCUMULATIONS, make_rule, nothing_merged
 from foldind.merging.registry import PUBLICATIONS as FACTORIES
 from foldind.merging.rule import Publication, Record, Rule, State, Step, TensorRecord
 from torch import Generator, Tensor
 
 from tests.merging.matrices import random
 from tests.merging.rules import COMBINATIONS, IRREVERSIBLE, RANDOM, Combination, statistics_of
-from tests.merging.streaming import Merge, nothing
+from tests.merging.streaming import Merge
 
 MATRICES = ((12, 8), (8, 12), (2, 2))
 OTHERS = ((12, 8), (24,), (6, 3, 4, 4), (1, 9), (0, 5), ())
@@ -39,7 +39,7 @@ def combination(request: pytest.FixtureRequest) -> Combination:
 
 
 def zeros(rule: Rule, shape: tuple[int, ...], matrix: bool) -> State:
-    return nothing(rule.name, shape, matrix=matrix)
+    return nothing_merged(rule.name, shape, matrix=matrix)
 
 
 def some_state(rule: Rule, shape: tuple[int, ...], matrix: bool, generator: Generator, folds: int = 2) -> State:

@@ -6,12 +6,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from foldind.merging.registry import make_rule
+from foldind.merging.registry import make_rule, nothing_merged
 from foldind.merging.regmean import is_gram
 from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
 from torch import Generator, Tensor
-
-from tests.merging.streaming import nothing
 
 Pair = tuple[Tensor, Tensor | None]
 """A task vector, and the statistics of it."""
@@ -25,7 +23,7 @@ def generator(seed: int) -> Generator:
 
 
 def fold(rule: Rule, pairs: Sequence[Pair], *, matrix: bool = True) -> State:
-    state = nothing(rule.name, pairs[0][0].shape, matrix=matrix)
+    state = nothing_merged(rule.name, pairs[0][0].shape, matrix=matrix)
     for task_vector, statistics in pairs:
         state = rule.accumulation.fold(state, task_vector, Step(matrix, 0, statistics)).state
     return state

@@ -3,12 +3,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from foldind.state.durable import (
     BLOCK_BYTES,
+    REMOVED_SUFFIX,
     DurableFile,
     FileDigest,
     copy_file,
@@ -276,6 +278,17 @@ def test_remove_whatever_is_there(tmp_path: Path) -> None:
         remove(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (kept / "file").exists(), "a link is removed, not what it points to"
+
+
+def test_two_threads_remove_the_same_folder(tmp_path: Path) -> None:
+    doomed = tmp_path / f"folder{REMOVED_SUFFIX}"
+    for _ in range(20):
+        doomed.mkdir()
+        for number in range(200):
+            (doomed / str(number)).touch()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(remove, [doomed, doomed]))
+        assert not doomed.exists()
 
 
 class TestDiskTrouble:

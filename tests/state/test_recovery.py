@@ -11,10 +11,10 @@ from foldind.config import MergeSettings
 from foldind.errors import StateError
 from foldind.state.creation import create_state
 from foldind.state.database import Database
-from foldind.state.durable import FileDigest
+from foldind.state.durable import REMOVED_SUFFIX, FileDigest
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
-from foldind.state.recovery import missing_folders, point_latest, prune, recover, unknown_paths
+from foldind.state.recovery import missing_folders, point_latest, prune, recover, remove_dropped, unknown_paths
 from foldind.state.versions import Versions
 
 from tests.support.commands import command
@@ -74,6 +74,19 @@ LEFT_OVER: dict[str, Callable[[StateFolder, History], None]] = {
     "bytes of a rejected submission": lambda folder, past: folder_with_a_file(folder.submission(past.rejected)),
     "bytes of a withdrawn submission": lambda folder, past: folder_with_a_file(folder.submission(past.withdrawn)),
 }
+
+
+def test_what_was_half_removed_goes_at_the_next_look(folder: StateFolder) -> None:
+    before = contents(folder)
+    places = (folder.snapshots / "v1", folder.merge / "v3", folder.submissions / "0123abcd")
+    with opened(folder) as (ledger, versions):
+        for place in places:
+            folder_with_a_file(place.with_name(place.name + REMOVED_SUFFIX))
+        folder_with_a_file(folder.submissions / "4567.tmp")
+        remove_dropped(folder, ledger, versions)
+        assert contents(folder) - before == {"submissions/4567.tmp", "submissions/4567.tmp/model.safetensors"}
+    recovered(folder)
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("what", LEFT_OVER)

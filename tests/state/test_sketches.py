@@ -11,6 +11,8 @@ from foldind.state.durable import FileDigest
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.sketches import Sketches, cosine, likeness, record
 
+from tests.state.test_database import make_format_4
+
 
 def test_cosines_are_those_of_float64(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -34,13 +36,7 @@ def test_a_ledger_of_format_4_gets_a_place_for_them(tmp_path: Path) -> None:
     columns = "SELECT name, type, \"notnull\", pk FROM pragma_table_info('sketches')"
     with Database(path, create=True) as database, database.transaction() as connection:
         expected = connection.execute(columns).fetchall()
-        connection.execute("DROP TABLE sketches")
-        connection.execute("DROP INDEX versions_by_commit")
-        connection.execute("DROP INDEX submissions_by_change")
-        connection.execute("DROP INDEX versions_at_gate")
-        for column in ("gate", "gate_reason", "scores", "gate_at", "gate_seconds"):
-            connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
-        connection.execute("PRAGMA user_version=4")
+        make_format_4(connection)
     for _ in range(2):  # the second time there is nothing to do
         with Database(path) as database:
             assert database.query("PRAGMA user_version")[0][0] == FORMAT == 5

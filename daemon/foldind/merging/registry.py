@@ -1,8 +1,10 @@
 """Every merge rule by its name: which accumulation and which publication it is made of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
+
+import torch
 
 from foldind.merging import (
     breadcrumbs,
@@ -19,9 +21,9 @@ from foldind.merging import (
 from foldind.merging.additive import task_vector_sum
 from foldind.merging.backend import TORCH, Backend
 from foldind.merging.basis import decompose, large_side_rows, small_side
-from foldind.merging.catalog import CATALOG, Value, parse_publication
+from foldind.merging.catalog import CATALOG, Value, parse_publication, slots_of
 from foldind.merging.opcm import opcm
-from foldind.merging.rule import Accumulation, Decomposition, Publication, Rule
+from foldind.merging.rule import Accumulation, Decomposition, Publication, Rule, State
 
 ACCUMULATIONS: Mapping[str, Callable[..., Accumulation]] = MappingProxyType(
     {
@@ -93,3 +95,18 @@ def make_rule(
             partial(large_side_rows, backend=backend),
         ),
     )
+
+
+def nothing_merged(rule: str, shape: Sequence[int], *, matrix: bool) -> State:
+    """Return what a rule keeps of a tensor before the first fold: zeros.
+
+    Args:
+      rule: its name.
+      shape: of the tensor.
+      matrix: whether it is the weight of a linear layer, or of several, stacked.
+    """
+    slots = slots_of(rule, shape, matrix=matrix)
+    return {name: torch.zeros(slot.shape, dtype=_DTYPES[slot.dtype]) for name, slot in slots.items()}
+
+
+_DTYPES = {"F32": torch.float32, "F64": torch.float64}

@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
 TEMPORARY_SUFFIX = ".tmp"
+REMOVED_SUFFIX = f".removed{TEMPORARY_SUFFIX}"
+"""What `remove` adds to the name of a folder: whoever finds one may remove it."""
 BLOCK_BYTES = 4 * 1024 * 1024
 
 _FICLONE = 0x40049409
@@ -204,16 +206,22 @@ def remove(path: Path) -> None:
     """Remove a file, link or folder, if it is there; no half of it is ever left under its name. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(TEMPORARY_SUFFIX):
-            doomed = path.with_name(path.name + TEMPORARY_SUFFIX)
+            doomed = path.with_name(path.name + REMOVED_SUFFIX)
             if doomed.exists():
-                shutil.rmtree(doomed)
+                shutil.rmtree(doomed, onerror=_unless_gone)
             try:
                 path = path.rename(doomed)
             except FileNotFoundError:  # another thread was faster
                 return
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_unless_gone)
     else:
         path.unlink(missing_ok=True)
+
+
+def _unless_gone(_: object, __: str, raised: tuple[type[BaseException], BaseException, TracebackType]) -> None:
+    """Let two threads remove the same folder."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
 
 
 def sync(path: Path) -> None:

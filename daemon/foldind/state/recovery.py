@@ -1,12 +1,11 @@
 """Bringing the state folder in line with the ledger, at start and after every merge."""
 
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.errors import FoldinError, StateError
-from foldind.state.durable import TEMPORARY_SUFFIX, remove, replace_symlink
+from foldind.state.durable import REMOVED_SUFFIX, remove, replace_symlink
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.records import SubmissionState, VersionState
@@ -45,12 +44,13 @@ def recover(folder: StateFolder, ledger: Ledger, versions: Versions) -> None:
 
 
 def remove_dropped(folder: StateFolder, ledger: Ledger, versions: Versions) -> None:
-    """Delete the bytes of settled submissions and the files of pruned versions. Raises OSError."""
+    """Delete bytes of settled submissions, files of pruned versions, and what was half removed. Raises OSError."""
+    for place in (folder.submissions, folder.snapshots, folder.merge):
+        for path in place.glob(f"*{REMOVED_SUFFIX}"):
+            remove(path)
     for path in folder.submissions.iterdir():
-        # A removal that failed half-way left a temporary name.
-        if ledger.bytes_kept(path.name.removesuffix(TEMPORARY_SUFFIX)) is False:
-            with suppress(FileNotFoundError):  # another thread is removing it
-                remove(path)
+        if ledger.bytes_kept(path.name) is False:
+            remove(path)
     for number in folder.snapshot_versions():
         if versions.find(number, VersionState.PRUNED):
             remove(folder.snapshot(number))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from foldind.checkpoints.plan import Treatment
-from foldind.checkpoints.tensors import TORCH_DTYPES
-from foldind.merging.catalog import ACCUMULATED, CATALOG, slots_of
+from foldind.merging.catalog import ACCUMULATED, CATALOG
 from foldind.merging.norm import frobenius_norm
+from foldind.merging.registry import nothing_merged
 from foldind.merging.rule import Factored, FoldedState, Rule, State, Step
 from foldind.merging.sketch import sketch, sketch_factored
 from foldind.state.accumulators import AccumulatedState, Place
@@ -131,10 +131,7 @@ class Folding:
         """Return what the block is folded into, and whether anything was merged there before."""
         if self._old is None or self._representation(block) is Representation.ZERO:
             shape = block_shape(block.tensor, block.rows)
-            slots = slots_of(self._rule.name, shape, matrix=bool(block.basis_file))
-            return {
-                name: torch.zeros(slot.shape, dtype=TORCH_DTYPES[slot.dtype]) for name, slot in slots.items()
-            }, False
+            return nothing_merged(self._rule.name, shape, matrix=bool(block.basis_file)), False
         return self._old.read_state(block.tensor.name, block.rows), True
 
     def _step(self, block: Block) -> Step:

@@ -1,19 +1,19 @@
 """What an expert's own training images say of it, for the merge rules that weigh by that: `fisher` and `regmean`.
 
-The recipes are those of daemon/foldind/checkpoints/README.md. No test image is used.
+No test image is used.
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from tests.bench.recipes import input_grams, squared_gradients
 from tests.bench.vision.demo import Encoder, Examples, Head, Task, from_weights
 from tests.bench.vision.score import load_weights, task_names
 from tests.bench.vision.tasks import TIMES, make_suite
@@ -23,35 +23,15 @@ EVERY = 2 * TIMES
 
 
 def fisher(encoder: Encoder, head: Head, train: Examples) -> dict[str, Tensor]:
-    """Return the mean square of the gradients of single images' losses, by parameter: the diagonal empirical Fisher."""
+    """Return the diagonal empirical Fisher."""
     images, labels = train.images[::EVERY], train.labels[::EVERY]
-    found = {name: torch.zeros_like(values) for name, values in encoder.named_parameters()}
-    for image, label in zip(images.split(1), labels.split(1), strict=True):
-        encoder.zero_grad()
-        functional.cross_entropy(head(encoder(image)), label).backward()
-        for name, values in encoder.named_parameters():
-            assert values.grad is not None
-            found[name] += values.grad.square() / len(images)
-    return found
+    pairs = zip(images.split(1), labels.split(1), strict=True)
+    return squared_gradients(encoder, (cross_entropy(head(encoder(image)), label) for image, label in pairs))
 
 
 def grams(encoder: Encoder, _: Head, train: Examples) -> dict[str, Tensor]:
-    """Return X^T X / rows of the inputs X of each linear layer, a row each, by the name of its weight."""
-    found: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            rows = inputs[0].flatten(0, -2)
-            found[name] = rows.mT @ rows / len(rows)
-
-        return keep
-
-    for name, layer in encoder.named_modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(watch(f"{name}.weight"))
-    with torch.no_grad():
-        encoder(train.images)
-    return found
+    """Return the Gram matrices of the inputs of its linear layers."""
+    return input_grams(encoder, lambda: encoder(train.images))
 
 
 RECIPES = {"fisher": fisher, "regmean": grams}
