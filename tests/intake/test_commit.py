@@ -1,7 +1,10 @@
 """Closing an upload: what is missing, what arrived altered, and closing it more than once."""
 
+import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -9,7 +12,21 @@ from foldin.v1 import submissions_pb2 as pb
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.support.wire import CHUNK, INDEX, SECONDS, SINGLE, Wire, ranges, refused, sharded, single, specs, state
+from tests.support.daemon import Daemon, wait_for
+from tests.support.wire import (
+    CHUNK,
+    INDEX,
+    SECONDS,
+    SINGLE,
+    Wire,
+    idle_worker,
+    ranges,
+    refused,
+    sharded,
+    single,
+    specs,
+    state,
+)
 
 Checkpoint = Callable[[], dict[str, Tensor]]
 
@@ -123,3 +140,28 @@ def test_chunks_that_race_with_the_commit_change_nothing(wire: Wire, checkpoint:
         assert set(writes) <= {"OK", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}
     assert state(committed) == "QUEUED"
     assert state(wire.settled(submission_id)) == "MERGED"
+
+
+def test_a_commit_whose_caller_has_gone_lets_nothing_in_meanwhile(
+    wire: Wire, daemon: Daemon, checkpoint: Checkpoint, seed: int
+) -> None:
+    """What was verified is what is merged: no chunk is written between the two."""
+    moments = random.Random(seed)
+    with idle_worker(daemon):
+        for _ in range(5):
+            files = single(checkpoint(), wide=True)
+            submission_id = wire.create(files).submission.id
+            wire.send(submission_id, files)
+            request = pb.CommitSubmissionRequest(submission_id=submission_id, files=specs(files))
+            call = wire.submissions.CommitSubmission.future(request, timeout=SECONDS)
+            time.sleep(moments.uniform(0, 0.02))
+            call.cancel()
+            for _ in range(5):
+                with suppress(grpc.RpcError):
+                    wire.write(submission_id, SINGLE, 0, b"\0" * CHUNK)
+            with suppress(grpc.RpcError):  # of one that was written to before it was closed
+                wire.commit(submission_id, files)
+            if state(wire.get(submission_id)) in {"QUEUED", "MERGING"}:
+                assert (daemon.state / "submissions" / submission_id / SINGLE).read_bytes() == files[SINGLE]
+            else:
+                wire.withdraw(submission_id)

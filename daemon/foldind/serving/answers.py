@@ -1,5 +1,6 @@
-"""How errors leave the daemon: one place that maps them to gRPC status codes."""
+"""How calls are answered: to their end, and with errors as gRPC status codes, mapped in one place."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
@@ -17,16 +18,26 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_under_way: set["asyncio.Future[Any]"] = set()
+"""An event loop by itself does not keep what nobody awaits any more."""
+
 
 def unary(
     method: Callable[[Servicer, Request, Context], Awaitable[Response]],
 ) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
-    """Turn the errors of a unary method into status codes and sentences."""
+    """Turn the errors of a unary method into status codes and sentences, and run it to its end.
+
+    Also when the caller goes away meanwhile: what a thread has begun cannot be cut short, and the locks that it was
+    begun under must not be released before it is done.
+    """
 
     @wraps(method)
     async def answer(servicer: Servicer, request: Request, context: Context) -> Response:
+        call = asyncio.ensure_future(method(servicer, request, context))
+        _under_way.add(call)
+        call.add_done_callback(_under_way.discard)
         try:
-            return await method(servicer, request, context)
+            return await asyncio.shield(call)
         except Exception as error:
             await _abort(context, error)
 
