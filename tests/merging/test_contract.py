@@ -254,7 +254,7 @@ class TestPublication:
         assert name in FACTORIES
         assert (publication.spectrum is not None) == (name in SPECTRAL)
         assert (publication.divisor is not None) == (name in DIVIDING)
-        assert combination.make().needs_bases == (CATALOG[combination.rule].projects or name in SPECTRAL)
+        assert (combination.make().accumulation.projection is not None) == CATALOG[combination.rule].projects
 
     def test_every_publication_is_in_the_catalog(self) -> None:
         own = {name for name, entry in CATALOG.items() if entry.own is not None}

@@ -223,8 +223,3 @@ class Rule(NamedTuple):
     accumulation: Accumulation
     publication: Publication
     decomposition: Decomposition
-
-    @property
-    def needs_bases(self) -> bool:
-        """Whether it asks for bases of the accumulated sum, to fold or to publish."""
-        return self.accumulation.projection is not None or self.publication.spectrum is not None

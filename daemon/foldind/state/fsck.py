@@ -50,11 +50,9 @@ def check_state(root: Path, report: Callable[[str], None]) -> list[str]:
         for version in versions.all():
             report(f"v{version.version}")
             findings += _check_version(folder, version)
-        merged = ledger.page(0, 10**9, [SubmissionState.MERGED])
-        findings += _check_lineage(
-            versions, {submission.id for submission in ledger.page(0, 10**9) if submission.takes_out}
-        )
-        for submission in ledger.page(0, 10**9, NEEDS_BYTES):
+        merged = ledger.all(SubmissionState.MERGED)
+        findings += _check_lineage(versions, {submission.id for submission in ledger.all() if submission.takes_out})
+        for submission in ledger.all(*NEEDS_BYTES):
             report(f"submission {submission.id}")
             findings += _check_files(folder.submission(submission.id), submission.files)
         holders = {version.version: version for version in versions.all()}

@@ -90,7 +90,7 @@ def missing_folders(folder: StateFolder, ledger: Ledger, versions: Versions) -> 
     ]
     if head := versions.head():
         wanted.append(folder.accumulated(head.version))
-    wanted += [folder.submission(submission.id) for submission in ledger.page(0, 10**9, NEEDS_BYTES)]
+    wanted += [folder.submission(submission.id) for submission in ledger.all(*NEEDS_BYTES)]
     return [path for path in wanted if not path.is_dir()]
 
 
