@@ -87,8 +87,14 @@ class Stream:
         """Fold one; a refused one leaves no trace but its folders."""
         return self.fold_folder(write(self._root / f"submission{self._attempts}", submission, shards), vocab)
 
-    def fold_folder(self, submission: Path, vocab: VocabPolicy = VocabPolicy.SAME) -> FoldResult:
-        """As `fold`, of one that lies in a folder."""
+    def take_out(self, submission: Mapping[str, Tensor]) -> FoldResult:
+        """Take one out again."""
+        return self.fold_folder(write(self._root / f"submission{self._attempts}", submission), take_out=True)
+
+    def fold_folder(
+        self, submission: Path, vocab: VocabPolicy = VocabPolicy.SAME, *, take_out: bool = False
+    ) -> FoldResult:
+        """As `fold` and `take_out`, of one that lies in a folder."""
         self._attempts += 1
         self.progress.clear()
         last = self._results[-1] if self._results else None
@@ -108,7 +114,7 @@ class Stream:
                 submission=str(submission),
                 vocab=vocab,
                 seed=submission.name,
-                take_out=False,
+                take_out=take_out,
                 accumulated=str(self.merged_state) if last else "",
                 bases=str(self.bases),
                 submissions=last.submissions if last else 0,

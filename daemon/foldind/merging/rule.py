@@ -45,6 +45,10 @@ class TensorRecord(NamedTuple):
     """Norm of the accumulated state."""
     table: bool = False
     """Whether its rows are the embeddings of tokens, of which a task changes few."""
+    taken_from: float = 0.0
+    """Norm of the largest accumulated state that a task vector was taken out of; 0 if none was, or nothing is left.
+
+    The state still has the float32 rounding of that one."""
 
 
 class Step(NamedTuple):
