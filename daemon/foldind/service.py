@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from foldind.attempt import Attempts, log_merged
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
-from foldind.errors import WrongState
+from foldind.errors import ShuttingDown, StateError, WrongState
 from foldind.housekeeping import keep_house, undo_newest
 from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
@@ -31,6 +31,7 @@ from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.records import Submission, SubmissionState, Version
+from foldind.state.verification import verify_foundation
 from foldind.state.versions import Versions
 from foldind.worker.messages import Failed, FoldResult, Progress, Refused
 from foldind.worker.supervisor import FoldFailed, Supervisor, WorkerDied
@@ -63,6 +64,7 @@ class MergeService:
         metrics: Metrics,
     ):
         self._folder = folder
+        self._configuration = configuration
         self._attempts = Attempts(folder, configuration, settings, versions)
         self._settings = settings
         self._ledger = ledger
@@ -103,10 +105,13 @@ class MergeService:
                     raise
                 log.exception("the worker did not start; once more")
         self._changes.announce()
+        verified = False
         while not self._stopping.is_set():
             seen = self._changes.count
             self._pulse.beat()
             try:
+                if not verified:
+                    verified = await asyncio.to_thread(self._verify)
                 async with self._head:
                     if await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings):
                         self._changes.announce()  # to who watches it
@@ -122,6 +127,19 @@ class MergeService:
             if not merged and not await self._prepare():
                 self._pulse.beat(HOUSEKEEPING_SECONDS)
                 await self._changes.wait(seen, HOUSEKEEPING_SECONDS)
+
+    def _verify(self) -> bool:
+        """Check what the next merge builds on, and tell whether that came to its end."""
+
+        def before_block() -> None:
+            if self._stopping.is_set():
+                raise ShuttingDown("the daemon was stopped")
+            self._pulse.beat()
+
+        with suppress(ShuttingDown):
+            verify_foundation(self._folder, self._configuration, self._versions.head(), before_block)
+            return True
+        return False
 
     async def stop(self, running: "asyncio.Task[None]") -> None:
         """End `run`: a running merge gets the grace to finish, then it goes back to the queue."""
@@ -279,10 +297,11 @@ class MergeService:
             about(log, submission_id).info("%s tensor %d of %d", progress.stage, progress.done, progress.total)
 
     def _pause(self, error: BaseException) -> None:
+        expected = isinstance(error, StateError) or is_disk_trouble(error)
         hint = "make room or mend the disk" if is_disk_trouble(error) else "the daemon's log has the details"
         reason = f"paused: {error}; {hint}; the daemon tries again every few seconds"
         if reason != self.paused_reason:
-            log.error("%s", reason, exc_info=None if is_disk_trouble(error) else error)
+            log.error("%s", reason, exc_info=None if expected else error)
             self.paused_reason = reason
             self.paused_by = "disk" if is_disk_trouble(error) else "error"
             self._changes.announce()
