@@ -23,7 +23,7 @@ def norm() -> Publication:
     """
 
     def divisor(record: Record) -> float:
-        if record.accumulated_norm <= CANCELLED * record.mean_task_vector_norm:
+        if record.accumulated_norm <= CANCELLED * record.mean_task_vector_norm or not record.mean_task_vector_norm:
             return 1.0
         return record.accumulated_norm / record.mean_task_vector_norm
 
