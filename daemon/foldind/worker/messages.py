@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
+from pydantic import TypeAdapter
+
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.state.durable import FileDigest
 
@@ -236,7 +238,7 @@ Message = (
     | Failed
 )
 
-_KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
+_ADAPTERS = {kind.__name__: TypeAdapter[Message](kind) for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
@@ -245,18 +247,6 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """Read what `encode` wrote."""
+    """Return the message that `encode` wrote, equal to it in every field and type."""
     fields = json.loads(line)
-    kind = _KINDS[fields.pop("kind")]
-    if kind is FoldResult:
-        fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
-    if adapter := fields.get("adapter"):
-        fields["adapter"] = AdapterStatistics(adapter["rank"], tuple(adapter["retained"]), tuple(adapter["left_out"]))
-    for files in ("state_files", "snapshot_files"):
-        if files in fields:
-            fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
-    if kind is FoldRequest:
-        fields["vocab"] = VocabPolicy(fields["vocab"])
-    if kind is BasisRequest:
-        fields["targets"] = tuple(BasisTarget(**entry) for entry in fields["targets"])
-    return kind(**fields)
+    return _ADAPTERS[fields.pop("kind")].validate_python(fields)
