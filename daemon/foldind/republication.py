@@ -4,19 +4,16 @@ Nothing is merged for it. It is asked for from any task, and done by the loop th
 """
 
 import asyncio
-import errno
 import logging
-import os
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings, check_forms
 from foldind.documents import LINEAGE_SHOWN, model_cards, variant_manifest
-from foldind.errors import FoldinError, WrongState
+from foldind.errors import CheckpointRefused, FoldinError, WrongState
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
@@ -24,12 +21,10 @@ from foldind.state.layout import check_recorded
 from foldind.state.records import Version
 from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
-from foldind.worker.messages import Failed, Progress, PublishRequest, PublishResult, Refused
-from foldind.worker.supervisor import Supervisor
+from foldind.worker.messages import PublishRequest, PublishResult, Report
+from foldind.worker.supervisor import Supervisor, WorkFailed
 
 log = logging.getLogger(__name__)
-
-Report = Callable[[Progress], None]
 
 
 class RepublicationFailed(FoldinError):
@@ -114,22 +109,15 @@ class Republication:
             for folder in (snapshot, new_bases):
                 await asyncio.to_thread(make_folder, folder)
             request = self._request(head, asked.publication, snapshot, new_bases)
-            answer = await self._supervisor.publish(request, asked.report)
-            match answer:
-                case PublishResult():
-                    return await asyncio.to_thread(
-                        self._commit, head, number, asked, answer, snapshot, new_bases, started
-                    )
-                case Refused(reason):
-                    raise RepublicationFailed(reason)
-                case Failed(message, 0):
-                    raise RepublicationFailed(f"it failed: {message}", "the daemon's log has the details")
-                case Failed(message, disk_errno):
-                    raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
+            result = await self._supervisor.publish(request, asked.report)
+            return await asyncio.to_thread(self._commit, head, number, asked, result, snapshot, new_bases, started)
+        except CheckpointRefused as error:
+            raise RepublicationFailed(error.reason, error.hint) from error
+        except WorkFailed as error:
+            raise RepublicationFailed(f"it failed: {error.reason}", "the daemon's log has the details") from error
         finally:
             for folder in (snapshot, new_bases):
                 await asyncio.to_thread(remove, folder)
-        raise OSError(errno.EIO, f"the worker answered {answer}")
 
     def _request(self, head: Version, publication: str, snapshot: Path, new_bases: Path) -> PublishRequest:
         merge = self._configuration.merge

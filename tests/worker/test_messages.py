@@ -100,7 +100,7 @@ MESSAGES: tuple[Message, ...] = (
     PublishResult(1.0, None, FILES, 5),
     PublishResult(1.0, ADAPTER, {}, 5),
     BasisDone(),
-    Refused("it equals the base"),
+    Refused("it equals the base", "submit the fine-tuned checkpoint"),
     Failed("no room", 28),
     Failed("a mistake"),
 )

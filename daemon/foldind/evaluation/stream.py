@@ -1,7 +1,6 @@
 """One order through one rule: a checkpoint after the other is folded, and only the newest state is kept."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from foldind.errors import CheckpointRefused
 from foldind.evaluation.rules import NamedRule
 from foldind.evaluation.tasks import Task
 from foldind.merging.catalog import CATALOG
-from foldind.state.durable import copy_file, is_disk_trouble, remove
+from foldind.state.durable import copy_file, remove
 from foldind.state.snapshots import companion_files
-from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Refused
-from foldind.worker.supervisor import FoldFailed, Supervisor
+from foldind.worker.messages import FoldRequest, FoldResult, Report
+from foldind.worker.supervisor import Supervisor, WorkFailed
 
 MEMORY_BUDGET: int = ServeSettings.model_fields["memory_budget"].default
 """Of the worker, in bytes."""
@@ -55,7 +54,7 @@ class Stream:
         remove(self._place)
         self._place.mkdir(parents=True)
 
-    async def fold(self, task: Task, publish: bool, report: Callable[[Progress], None]) -> Merged:
+    async def fold(self, task: Task, publish: bool, report: Report) -> Merged:
         """Fold a task's checkpoint.
 
         Args:
@@ -65,7 +64,7 @@ class Stream:
 
         Raises:
           CheckpointRefused: its values cannot be merged.
-          FoldFailed, WorkerDied: something else is wrong.
+          WorkFailed, WorkerDied: something else is wrong.
           OSError: a disk is full or failing.
         """
         last = self._last
@@ -104,7 +103,12 @@ class Stream:
         )
         await self._supervisor.start()  # so that its imports are no part of the fold
         started = time.perf_counter()
-        result = _folded(task, await self._supervisor.fold(request, report))
+        try:
+            result = await self._supervisor.fold(request, report)
+        except CheckpointRefused as error:
+            raise CheckpointRefused(f"task {task.name}: {error.reason}", error.hint) from error
+        except WorkFailed as error:
+            raise WorkFailed(f"task {task.name} could not be folded: {error.reason}") from error
         seconds = time.perf_counter() - started
         if publish:
             for path in companion_files(self._base):
@@ -113,15 +117,3 @@ class Stream:
             remove(self._state.parent)
         self._last, self._state, self._bases = result, state, bases
         return Merged(snapshot, seconds, sum(path.stat().st_size for path in state.iterdir()))
-
-
-def _folded(task: Task, answer: FoldResult | Refused | Failed) -> FoldResult:
-    if isinstance(answer, Refused):
-        raise CheckpointRefused(f"task {task.name}: {answer.reason}")
-    if isinstance(answer, Failed):
-        if answer.disk_errno:
-            error = OSError(answer.disk_errno, answer.message)
-            assert is_disk_trouble(error)
-            raise error
-        raise FoldFailed(f"task {task.name} could not be folded: {answer.message}")
-    return answer

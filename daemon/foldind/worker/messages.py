@@ -211,6 +211,8 @@ class Refused:
     """Worker to daemon: the values of the checkpoint cannot be merged."""
 
     reason: str
+    hint: str
+    """What to do next; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -225,18 +227,10 @@ class Failed:
 Report = Callable[[Progress], None]
 """How a worker tells how far it is."""
 
-Message = (
-    FoldRequest
-    | PublishRequest
-    | BasisRequest
-    | Ready
-    | Progress
-    | FoldResult
-    | PublishResult
-    | BasisDone
-    | Refused
-    | Failed
-)
+Request = FoldRequest | PublishRequest | BasisRequest
+"""What the worker can be asked to do."""
+
+Message = Request | Ready | Progress | FoldResult | PublishResult | BasisDone | Refused | Failed
 
 _ADAPTERS = {kind.__name__: TypeAdapter[Message](kind) for kind in get_args(Message)}
 
