@@ -13,6 +13,7 @@ from pathlib import Path
 from foldind.config import Configuration, ServeSettings
 from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
 from foldind.logs import about
+from foldind.merging.record import Record
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
 from foldind.state.folder import StateFolder
@@ -20,6 +21,7 @@ from foldind.state.records import Gate, GateVerdict, Submission, Version, Versio
 from foldind.state.recovery import point_latest
 from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
+from foldind.worker.jobs import job_of
 from foldind.worker.messages import FoldRequest, FoldResult
 
 log = logging.getLogger(__name__)
@@ -83,29 +85,18 @@ class Attempts:
         """Return what the worker is asked."""
         merge, head = self._merge, attempt.head
         return FoldRequest(
-            base=str(self._folder.base),
-            plan=str(self._folder.plan),
-            rule=merge.rule,
-            hyper_parameters=merge.hyper_parameters,
-            publication=self._publication,
-            backend=merge.backend,
-            threads=merge.threads,
+            job=job_of(self._folder, merge, self._settings, self._publication),
+            record=head.record if head else Record(0, 0.0, 0.0),
             max_rank=merge.max_rank,
-            memory_budget=self._settings.memory_budget,
             submission=str(self._folder.submission(attempt.submission.id)),
             vocab=attempt.submission.vocab,
             seed=attempt.submission.content_digest,
             take_out=attempt.submission.takes_out,
             accumulated=str(self._folder.accumulated(head.version)) if head else "",
             bases=str(attempt.bases),
-            submissions=head.submissions if head else 0,
-            task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
-            accumulated_norm=head.accumulated_norm if head else 0.0,
             state_folder=str(attempt.state_folder),
             new_bases=str(attempt.new_bases),
             snapshot_folder=str(attempt.snapshot_folder),
-            publish=self._settings.publish,
-            adapter_rank=self._settings.adapter_rank,
         )
 
     def commit(self, attempt: Attempt, result: FoldResult) -> None:
@@ -122,7 +113,7 @@ class Attempts:
                 f"without {submission.name}" if submission.takes_out else submission.name,
                 ancestors,
                 result,
-                submissions=result.submissions,
+                submissions=result.record.submissions,
                 rule=f"`{merge.rule}`, published as `{self._publication}`",
             ),
             manifest=manifest(
@@ -150,11 +141,11 @@ class Attempts:
                 rule=merge.rule,
                 publication=self._publication,
                 variant=False,
-                submissions=result.submissions,
+                submissions=result.record.submissions,
                 lambda_=result.lambda_,
-                accumulated_norm=result.accumulated_norm,
+                accumulated_norm=result.record.accumulated_norm,
                 task_vector_norm=result.task_vector_norm,
-                task_vector_norm_sum=result.task_vector_norm_sum,
+                task_vector_norm_sum=result.record.task_vector_norm_sum,
                 state_files=result.state_files,
                 files=files,
                 gate=Gate(GateVerdict.WAITING) if self._settings.gate else None,

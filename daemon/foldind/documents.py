@@ -48,12 +48,12 @@ def manifest(
             **({"takes_out": True} if submission.takes_out else {}),
             **({"common_rows": common_rows(submission)} if submission.common_rows else {}),
         },
-        "submissions": result.submissions,
+        "submissions": result.record.submissions,
         "lambda": result.lambda_,
-        "accumulated_norm": result.accumulated_norm,
+        "accumulated_norm": result.record.accumulated_norm,
         "task_vector_norm": result.task_vector_norm,
         "dropped": result.dropped,
-        "mean_task_vector_norm": result.task_vector_norm_sum / result.submissions,
+        "mean_task_vector_norm": result.record.mean_task_vector_norm,
         **({"adapter": asdict(adapter)} if adapter else {}),
         "tensors": {
             tensor.name: {
@@ -153,7 +153,7 @@ def variant_manifest(
         "submissions": parent.submissions,
         "lambda": result.lambda_,
         "accumulated_norm": parent.accumulated_norm,
-        "mean_task_vector_norm": parent.mean_task_vector_norm,
+        "mean_task_vector_norm": parent.record.mean_task_vector_norm,
         **({"adapter": asdict(result.adapter)} if result.adapter else {}),
     }
 

@@ -21,6 +21,7 @@ from foldind.state.layout import check_recorded
 from foldind.state.records import Version
 from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
+from foldind.worker.jobs import job_of
 from foldind.worker.messages import PublishRequest, PublishResult, Report
 from foldind.worker.supervisor import Supervisor, WorkFailed
 
@@ -122,22 +123,11 @@ class Republication:
     def _request(self, head: Version, publication: str, snapshot: Path, new_bases: Path) -> PublishRequest:
         merge = self._configuration.merge
         return PublishRequest(
-            base=str(self._folder.base),
-            plan=str(self._folder.plan),
-            rule=merge.rule,
-            hyper_parameters=merge.hyper_parameters,
-            publication=publication,
-            backend=merge.backend,
-            threads=merge.threads,
-            memory_budget=self._settings.memory_budget,
+            job=job_of(self._folder, merge, self._settings, publication),
+            record=head.record,
             accumulated=str(self._folder.accumulated(head.version)),
             bases=(str(new_bases), str(self._kept.folder(bases_key(head.state_files, merge)))),
-            submissions=head.submissions,
-            task_vector_norm_sum=head.task_vector_norm_sum,
-            accumulated_norm=head.accumulated_norm,
             snapshot_folder=str(snapshot),
-            publish=self._settings.publish,
-            adapter_rank=self._settings.adapter_rank,
         )
 
     def _commit(

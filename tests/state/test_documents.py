@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
+from foldind.merging.record import Record
 from foldind.state.durable import FileDigest, digest_file
 from foldind.state.records import Submission, SubmissionState, Version, VersionState
 from foldind.worker.messages import AdapterStatistics, FoldResult, TensorStatistics
@@ -55,9 +56,7 @@ def result(submissions: int = 1) -> FoldResult:
         bases_computed=0,
         adapter=None,
         sketch="",
-        submissions=submissions,
-        task_vector_norm_sum=2.0 * submissions,
-        accumulated_norm=3.0,
+        record=Record(submissions, 2.0 * submissions, 3.0),
         task_vector_norm=2.0,
         lambda_=1.5,
         tensors=(TensorStatistics("w", "projected", 2.0, 0.5, 3),),
@@ -128,7 +127,7 @@ def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none()
 
 def cards(version: int, added: str, result: FoldResult, before: list[Version]) -> dict[str, str]:
     rule = "`opcm`, published as `norm`"
-    return model_cards(version, added, before, result, submissions=result.submissions, rule=rule)
+    return model_cards(version, added, before, result, submissions=result.record.submissions, rule=rule)
 
 
 def test_a_card_lists_the_lineage() -> None:

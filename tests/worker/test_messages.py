@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 from foldind.checkpoints.vocabulary import VocabPolicy
+from foldind.merging.record import Record
 from foldind.state.durable import FileDigest
 from foldind.worker.messages import (
     AdapterStatistics,
@@ -14,6 +15,7 @@ from foldind.worker.messages import (
     Failed,
     FoldRequest,
     FoldResult,
+    Job,
     Message,
     Progress,
     PublishRequest,
@@ -27,10 +29,21 @@ from foldind.worker.messages import (
 
 FILES = {"model.safetensors": FileDigest(10, "a" * 64), "adapter/adapter_config.json": FileDigest(0, "b" * 64)}
 ADAPTER = AdapterStatistics(2, (0.25, 1.0), ("logit_scale",))
+JOB = Job(
+    base="/base",
+    plan="/plan.json",
+    rule="dare",
+    hyper_parameters={"density": 0.5, "cross_blocks": "keep", "flag": True, "count": 1, "nothing": None},
+    publication="flat:2.0",
+    backend="numpy",
+    threads=2,
+    memory_budget=2**31,
+    publish=("model", "adapter"),
+    adapter_rank=16,
+)
+RECORD = Record(2, 0.1 + 0.2, 1e-300)
 FOLD_RESULT = FoldResult(
-    submissions=3,
-    task_vector_norm_sum=0.1 + 0.2,
-    accumulated_norm=1e-300,
+    record=RECORD,
     task_vector_norm=5e-324,
     lambda_=1.5,
     dropped=0.0,
@@ -44,48 +57,20 @@ FOLD_RESULT = FoldResult(
 )
 MESSAGES: tuple[Message, ...] = (
     FoldRequest(
-        base="/base",
-        plan="/plan.json",
-        rule="dare",
-        hyper_parameters={"drop_rate": 0.5, "cross_blocks": "keep", "rescale": True, "count": 1, "name": None},
-        publication="flat:2.0",
-        backend="numpy",
-        threads=2,
+        job=JOB,
+        record=RECORD,
         max_rank=8,
-        memory_budget=2**31,
         submission="/submission with a \udcff in its name",
         vocab=VocabPolicy.COMMON,
         seed="c" * 64,
         take_out=True,
         accumulated="",
         bases="/bases",
-        submissions=2,
-        task_vector_norm_sum=0.3,
-        accumulated_norm=0.2,
         state_folder="/state",
         new_bases="/new",
         snapshot_folder="/snapshot",
-        publish=("model", "adapter"),
-        adapter_rank=16,
     ),
-    PublishRequest(
-        base="/base",
-        plan="/plan.json",
-        rule="opcm",
-        hyper_parameters={},
-        publication="norm",
-        backend="torch",
-        threads=1,
-        memory_budget=2**31,
-        accumulated="/state",
-        bases=("/new", "/kept"),
-        submissions=2,
-        task_vector_norm_sum=0.3,
-        accumulated_norm=0.2,
-        snapshot_folder="/snapshot",
-        publish=("adapter",),
-        adapter_rank=0,
-    ),
+    PublishRequest(JOB, RECORD, accumulated="/state", bases=("/new", "/kept"), snapshot_folder="/snapshot"),
     BasisRequest(
         "opcm",
         {"alpha": 0.5},

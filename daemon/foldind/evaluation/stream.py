@@ -10,9 +10,10 @@ from foldind.errors import CheckpointRefused
 from foldind.evaluation.rules import NamedRule
 from foldind.evaluation.tasks import Task
 from foldind.merging.catalog import CATALOG
+from foldind.merging.record import Record
 from foldind.state.durable import copy_file, remove
 from foldind.state.snapshots import companion_files
-from foldind.worker.messages import FoldRequest, FoldResult, Report
+from foldind.worker.messages import FoldRequest, FoldResult, Job, Report
 from foldind.worker.supervisor import Supervisor, WorkFailed
 
 MEMORY_BUDGET: int = ServeSettings.model_fields["memory_budget"].default
@@ -68,14 +69,14 @@ class Stream:
           OSError: a disk is full or failing.
         """
         last = self._last
-        place = self._place / f"{last.submissions + 1 if last else 1}"
+        place = self._place / f"{last.record.submissions + 1 if last else 1}"
         state, bases, snapshot = place / "state", place / "bases", place / "model"
         for folder in (state, bases, snapshot):
             folder.mkdir(parents=True)
         settings, publication = self._rule.settings, self._rule.publication
         if not publish and CATALOG[settings.rule].own is None:
             publication = "mean"  # the state is the same, and nothing has to be decomposed
-        request = FoldRequest(
+        job = Job(
             base=str(self._base),
             plan=str(self._plan),
             rule=settings.rule,
@@ -83,23 +84,24 @@ class Stream:
             publication=publication,
             backend=settings.backend,
             threads=settings.threads,
-            max_rank=settings.max_rank,
             memory_budget=MEMORY_BUDGET,
+            # What a rule of its own publication merges is known by its norm only once it is there.
+            publish=("model",) if publish or CATALOG[settings.rule].own is not None else (),
+            adapter_rank=0,
+        )
+        request = FoldRequest(
+            job=job,
+            record=last.record if last else Record(0, 0.0, 0.0),
+            max_rank=settings.max_rank,
             submission=str(task.checkpoint.absolute()),
             vocab=VocabPolicy.SAME,
             seed=task.digest,
             take_out=False,
             accumulated=str(self._state) if last else "",
             bases=str(self._bases),
-            submissions=last.submissions if last else 0,
-            task_vector_norm_sum=last.task_vector_norm_sum if last else 0.0,
-            accumulated_norm=last.accumulated_norm if last else 0.0,
             state_folder=str(state),
             new_bases=str(bases),
             snapshot_folder=str(snapshot),
-            # What a rule of its own publication merges is known by its norm only once it is there.
-            publish=("model",) if publish or CATALOG[settings.rule].own is not None else (),
-            adapter_rank=0,
         )
         await self._supervisor.start()  # so that its imports are no part of the fold
         started = time.perf_counter()
