@@ -10,7 +10,6 @@ The order of a merge (its steps are in attempt.py), and what a crash after each 
 
 import asyncio
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Literal, get_args
 from foldind.attempt import Attempts, log_merged
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
-from foldind.errors import ShuttingDown, StateError, WrongState
+from foldind.errors import CheckpointRefused, ShuttingDown, StateError, WrongState
 from foldind.housekeeping import keep_house, undo_newest
 from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
@@ -33,8 +32,8 @@ from foldind.state.ledger import Ledger
 from foldind.state.records import Submission, SubmissionState, Version
 from foldind.state.verification import verify_foundation
 from foldind.state.versions import Versions
-from foldind.worker.messages import Failed, FoldResult, Progress, Refused
-from foldind.worker.supervisor import FoldFailed, Supervisor, WorkerDied
+from foldind.worker.messages import Progress
+from foldind.worker.supervisor import Supervisor, WorkerDied
 
 log = logging.getLogger(__name__)
 
@@ -260,21 +259,17 @@ class MergeService:
                 stages.begin("publish")
             self._report(submission.id, progress)
 
-        with self._waiting_for_worker():
-            answer = await self._supervisor.fold(request, report)
-        match answer:
-            case Failed(message, 0):
-                raise FoldFailed(message)
-            case Failed(message, disk_errno):
-                raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
-            case Refused(reason):
-                await asyncio.to_thread(self._ledger.reject, submission.id, reason)
-                submission_log.warning("rejected: %s", reason)
-            case FoldResult():
-                stages.begin("commit")
-                await asyncio.to_thread(self._attempts.commit, attempt, answer)
-                self._metrics.observe_merge(stages)
-                log_merged(attempt, answer)
+        try:
+            with self._waiting_for_worker():
+                result = await self._supervisor.fold(request, report)
+        except CheckpointRefused as error:
+            await asyncio.to_thread(self._ledger.reject, submission.id, str(error))
+            submission_log.warning("rejected: %s", error)
+            return
+        stages.begin("commit")
+        await asyncio.to_thread(self._attempts.commit, attempt, result)
+        self._metrics.observe_merge(stages)
+        log_merged(attempt, result)
 
     @contextmanager
     def _waiting_for_worker(self) -> Iterator[None]:

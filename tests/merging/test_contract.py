@@ -11,9 +11,10 @@ import torch
 from foldind.checkpoints.tensors import TORCH_DTYPES
 from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, SPECTRAL, slots_of
 from foldind.merging.publications import CANCELLED
+from foldind.merging.record import Record, TensorRecord
 from foldind.merging.registry import ACCUMULATIONS, make_rule, nothing_merged
 from foldind.merging.registry import PUBLICATIONS as FACTORIES
-from foldind.merging.rule import Publication, Record, Rule, State, Step, TensorRecord
+from foldind.merging.rule import Publication, Rule, State, Step
 from torch import Generator, Tensor
 
 from tests.merging.matrices import random

@@ -6,9 +6,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from foldind.merging.record import Record, TensorRecord
 from foldind.merging.registry import make_rule, nothing_merged
 from foldind.merging.regmean import is_gram
-from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
+from foldind.merging.rule import Rule, State, Step
 from torch import Generator, Tensor
 
 Pair = tuple[Tensor, Tensor | None]

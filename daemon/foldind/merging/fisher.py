@@ -17,7 +17,8 @@ from torch import Tensor
 
 from foldind.merging.additive import RESIDUE, additive
 from foldind.merging.catalog import ACCUMULATED
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 WEIGHT = "weight"
 """Slot of the sum of the Fishers, of the shape of the tensor."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from foldind.merging.catalog import ACCUMULATED
-from foldind.merging.rule import Publication, Record, State, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Publication, State
 
 CANCELLED = 1e-6
 """An accumulated norm at or below this share of the mean task-vector norm counts as zero."""

@@ -20,7 +20,8 @@ from foldind.merging.additive import RESIDUE, additive
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.fisher import LARGEST
 from foldind.merging.publications import mean_update
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 MOMENT, GRAM = "moment", "gram"
 """Slots of linear layers: A, (m, n), and G, (n, n)."""

@@ -23,7 +23,8 @@ from foldind.merging.additive import additive
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.publications import mean_update
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 MOMENT, GRAM = "moment", "gram"
 """Slots of linear layers: A, (m, n), and G, (n, n)."""

@@ -14,7 +14,8 @@ from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
 from foldind.merging.catalog import CATALOG
-from foldind.merging.rule import Factored, Rule, TensorRecord
+from foldind.merging.record import TensorRecord
+from foldind.merging.rule import Factored, Rule
 from foldind.merging.sketch import WIDTH
 from foldind.state.accumulators import AccumulatedState, StateWriter
 from foldind.state.durable import FileDigest

@@ -19,7 +19,8 @@ from foldind.errors import CheckpointRefused
 from foldind.merging.basis import RANK_TOLERANCE, Basis
 from foldind.merging.catalog import ACCUMULATED, CATALOG
 from foldind.merging.norm import frobenius_norm
-from foldind.merging.rule import Record, Rule, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Rule
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import open_basis
 from foldind.state.durable import FileDigest, copy_file
