@@ -20,7 +20,7 @@ LEVELS = (
     {"worker"},
     {"documents"},
     {"intake", "sealing"},
-    {"attempt", "gate", "housekeeping", "preparation", "republication"},
+    {"attempt", "gate", "housekeeping", "pause", "preparation", "republication"},
     {"service"},
     {"serving"},
     {"app", "evaluation"},

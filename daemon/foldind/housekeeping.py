@@ -20,12 +20,17 @@ log = logging.getLogger(__name__)
 
 
 def keep_house(folder: StateFolder, ledger: Ledger, versions: Versions, settings: ServeSettings) -> bool:
-    """Bring the folder in line with the ledger, prune snapshots, give up uploads that went quiet. Raises OSError.
+    """Bring the folder in line with the ledger, prune snapshots, give up uploads that went quiet.
 
     Returns:
       Whether a submission changed its state.
+
+    Raises:
+      StateError: another folder lies in its place.
+      OSError: the disk fails.
     """
     changed = False
+    folder.check_in_place()
     point_latest(folder, versions)
     remove_dropped(folder, ledger, versions)
     for number in prune(folder, versions, settings.keep_snapshots, settings.lease):
@@ -64,6 +69,7 @@ def undo_newest(number: int, folder: StateFolder, versions: Versions) -> tuple[V
         raise WrongState(
             f"the state of v{head.parent} is no longer kept", "only one version can be undone between two merges"
         )
+    folder.check_in_place()
     versions.undo(head)
     point_latest(folder, versions)
     about(log, head.submission_id).info(

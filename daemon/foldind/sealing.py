@@ -50,8 +50,10 @@ class Sealing:
           The digests of all its files.
 
         Raises:
+          StateError: another folder lies in the place of the state folder.
           OSError: a disk is full or failing.
         """
+        self._folder.check_in_place()
         files = complete_snapshot(
             temporary,
             companion_files(self._folder.base) if self._companions else (),

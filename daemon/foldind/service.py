@@ -14,7 +14,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal, get_args
 
 from foldind.attempt import Attempts, log_merged
 from foldind.changes import Changes
@@ -23,10 +22,10 @@ from foldind.errors import CheckpointRefused, ShuttingDown, StateError, WrongSta
 from foldind.housekeeping import keep_house, undo_newest
 from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
+from foldind.pause import Pause
 from foldind.preparation import Preparation
 from foldind.pulse import Pulse
 from foldind.republication import Republication
-from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.records import Submission, SubmissionState, Version
@@ -40,10 +39,6 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 30
 ANNOUNCE_SECONDS = 0.1
 ROLLBACK_WAITS_SECONDS = 1
-
-PauseKind = Literal["disk", "error"]
-PAUSES: tuple[PauseKind, ...] = get_args(PauseKind)
-"""What merging can be paused by: a disk that is full or failing, or anything else."""
 
 
 class MergeService:
@@ -80,10 +75,7 @@ class MergeService:
         self._stopping = asyncio.Event()
         self.progress: dict[str, Progress] = {}
         """Id of the submission being folded -> how far it is."""
-        self.paused_reason = ""
-        """Why nothing is merged at present; empty when all is well."""
-        self.paused_by: PauseKind | None = None
-        """The same as one word."""
+        self.pause = Pause()
         self._announced = 0.0
 
     async def run(self) -> None:
@@ -116,9 +108,11 @@ class MergeService:
                         self._changes.announce()  # to who watches it
                     self._pulse.beat()
                     merged = await self._republish() or await self._merge_next()
-                self._resume()
+                if self.pause.end():
+                    self._changes.announce()
             except Exception as error:
-                self._pause(error)
+                if self.pause.begin(error):
+                    self._changes.announce()
                 self._pulse.beat(self._settings.retry_disk_every)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._settings.retry_disk_every)
@@ -156,7 +150,7 @@ class MergeService:
             return "the daemon is shutting down; send work again when it is back"
         if self._supervisor.ready is None:
             return "the daemon is starting; it is ready in a few seconds"
-        return self.paused_reason
+        return self.pause.reason
 
     @property
     def status(self) -> str:
@@ -203,6 +197,9 @@ class MergeService:
             return False
         submission_log = about(log, submission.id)
         self._changes.announce()
+        if submission.state is SubmissionState.REJECTED:
+            submission_log.warning("rejected: %s", submission.reason)
+            return True
         try:
             await self._merge(submission)
         except Exception as error:
@@ -210,10 +207,9 @@ class MergeService:
                 await asyncio.to_thread(self._ledger.requeue, submission.id, "the daemon was stopped")
                 submission_log.info("back in the queue, the daemon was stopped")
                 return False
-            if is_disk_trouble(error):
-                with suppress(OSError, sqlite3.OperationalError):  # if not even that can be recorded, it stays MERGING
+            if isinstance(error, (OSError, sqlite3.Error, StateError)):  # no fault of the submission
+                with suppress(OSError, sqlite3.Error):  # if not even that can be recorded, it stays MERGING
                     await asyncio.to_thread(self._ledger.requeue, submission.id, str(error))
-                    submission_log.warning("back in the queue: %s", error)
                 raise
             submission_log.exception("an attempt failed")
             max_attempts = self._settings.max_attempts
@@ -290,20 +286,3 @@ class MergeService:
         tenths = 10 * progress.done // progress.total
         if before is None or before.stage != progress.stage or tenths > 10 * before.done // before.total:
             about(log, submission_id).info("%s tensor %d of %d", progress.stage, progress.done, progress.total)
-
-    def _pause(self, error: BaseException) -> None:
-        expected = isinstance(error, StateError) or is_disk_trouble(error)
-        hint = "make room or mend the disk" if is_disk_trouble(error) else "the daemon's log has the details"
-        reason = f"paused: {error}; {hint}; the daemon tries again every few seconds"
-        if reason != self.paused_reason:
-            log.error("%s", reason, exc_info=None if expected else error)
-            self.paused_reason = reason
-            self.paused_by = "disk" if is_disk_trouble(error) else "error"
-            self._changes.announce()
-
-    def _resume(self) -> None:
-        if self.paused_reason:
-            log.info("going on")
-            self.paused_reason = ""
-            self.paused_by = None
-            self._changes.announce()

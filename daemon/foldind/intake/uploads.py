@@ -74,17 +74,11 @@ class _Upload:
         map_path.write_bytes(self.received[name])
 
     def write(self, name: str, offset: int, data: bytes) -> None:
-        """Write a chunk, then its mark."""
+        """Write a chunk, then its mark; nothing, where there are no marks (any more)."""
         index = offset // CHUNK_BYTES
-        for path, content, position in (
-            (self.path / name, data, offset),
-            (self.path / (name + RECEIVED_SUFFIX), b"\1", index),
-        ):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                write_at(descriptor, content, position)
-            finally:
-                os.close(descriptor)
+        with (self.path / (name + RECEIVED_SUFFIX)).open("r+b", 0) as marks, (self.path / name).open("r+b", 0) as file:
+            write_at(file.fileno(), data, offset)
+            write_at(marks.fileno(), b"\1", index)
         self.received[name][index] = 1
 
     def missing(self) -> dict[str, Ranges]:

@@ -1,6 +1,7 @@
 """How calls are answered: to their end, and with errors as gRPC status codes, mapped in one place."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
@@ -65,6 +66,11 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
         raise error
     if isinstance(error, FoldinError):
         await context.abort(grpc.StatusCode[error.status], str(error))
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        log.error("a call failed: %s", error)
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "the daemon has no file descriptors left; try again later"
+        )
     if is_disk_trouble(error):
         log.error("a call failed: %s", error)
         await context.abort(

@@ -20,8 +20,9 @@ from prometheus_client.registry import Collector
 from foldind.checkpoints.plan import Treatment
 from foldind.config import MergeSettings
 from foldind.intake.inbox import Inbox
+from foldind.pause import PAUSES
 from foldind.preparation import Preparation
-from foldind.service import PAUSES, MergeService
+from foldind.service import MergeService
 from foldind.state.census import Census
 from foldind.state.folder import StateFolder
 from foldind.state.records import SubmissionState
@@ -83,7 +84,7 @@ class StateCollector(Collector):
         yield InfoMetricFamily("foldin_linear_algebra", "Whose products merge, and threads for each.", algebra)
         ready = not self.service.unready_reason
         yield _gauge("foldin_ready", "Whether checkpoints are taken and merged: what /readyz says.", float(ready))
-        paused: dict[str, float] = {reason: float(reason == self.service.paused_by) for reason in PAUSES}
+        paused: dict[str, float] = {reason: float(reason == self.service.pause.kind) for reason in PAUSES}
         yield _gauge(
             "foldin_paused", "Whether merging is paused: the disk is full or failing, or an error.", paused, "reason"
         )

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import logging
 import resource
 import socket
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from foldind.errors import StateError
+from foldind.serving.noise import keep_out_noise
 
 _MOST_AT_ONCE = 512
 """Requests that are answered at the same time, besides those of probes."""
@@ -148,7 +148,7 @@ class HttpServer:
 
     async def start(self, app: Application) -> None:
         """Begin to answer."""
-        logging.getLogger("aiohttp.server").setLevel(logging.ERROR)  # not a line for every port scanner
+        keep_out_noise()
         _allow_open_files()
         self._runner = AppRunner(
             app,

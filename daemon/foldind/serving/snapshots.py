@@ -98,15 +98,12 @@ class SnapshotServicer(SnapshotServiceServicer):
     @streaming
     async def Publish(self, request: pb.PublishRequest, context: Context) -> AsyncIterator[pb.PublishResponse]:
         name = request.alias and movable_alias(request.alias)
-        told: asyncio.Queue[Progress] = asyncio.Queue()
+        told: asyncio.Queue[Progress | None] = asyncio.Queue()
         task = asyncio.ensure_future(self._republication.ask(request.publication, name, told.put_nowait))
+        task.add_done_callback(lambda _: told.put_nowait(None))
         try:
-            while not task.done():
-                next_one = asyncio.ensure_future(told.get())
-                await asyncio.wait([task, next_one], return_when=asyncio.FIRST_COMPLETED)
-                if next_one.done():
-                    yield pb.PublishResponse(**asdict(next_one.result()))
-                next_one.cancel()
+            while progress := await told.get():
+                yield pb.PublishResponse(**asdict(progress))
             version = await task
         finally:
             task.cancel()  # if the caller has gone and it has not begun, it need not

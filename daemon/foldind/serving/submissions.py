@@ -147,7 +147,7 @@ class SubmissionServicer(SubmissionServiceServicer):
             submission,
             history=history,
             progress=self._service.progress.get(submission.id),
-            paused_reason=self._service.paused_reason,
+            paused_reason=self._service.pause.reason,
         )
 
     def _check_open(self) -> None:

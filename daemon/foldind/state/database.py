@@ -144,10 +144,13 @@ class Database:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            (health,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
             locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
             remedy = "close the program that has it open" if locked else "restore the state folder from a backup"
             raise StateError(f"the ledger {path} cannot be opened ({error})", remedy) from error
+        if health != "ok":
+            raise StateError(f"the ledger {path} is damaged ({health})", "restore the state folder from a backup")
         if create:
             with self.transaction() as connection:
                 for statement in _SCHEMA.split(";\n"):

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 from foldind.errors import StateError
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove
 
+_LOCK = "lock"
 _VERSION_NAME = re.compile(r"v([1-9][0-9]*)")
 
 
@@ -47,6 +48,23 @@ class StateFolder:
         self.snapshots = self.root / "snapshots"
         self._lock = -1
 
+    def check_in_place(self) -> None:
+        """Check that this is still the folder whose use was taken, before anything in it is deleted or renamed.
+
+        Raises:
+          StateError: another one lies in its place, as after a backup was restored beneath a running daemon.
+        """
+        taken = os.fstat(self._lock)
+        try:
+            found = (self.root / _LOCK).stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != (taken.st_dev, taken.st_ino):
+            raise StateError(
+                f"{self.root} is not the folder that this daemon started with",
+                "stop the daemon before you move or restore its state folder, and start it again now",
+            )
+
     def submission(self, submission_id: str) -> Path:
         """Return where the bytes of a submission lie."""
         return self.submissions / submission_id
@@ -66,7 +84,7 @@ class StateFolder:
         return Temporaries(self.merge / name, self.snapshots / name, self.bases / name)
 
     def __enter__(self) -> Self:
-        self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -141,21 +141,23 @@ class Ledger:
     def take_next(self) -> Submission | None:
         """Mark the submission whose turn it is as MERGING and return it as it was, if there is one.
 
-        That is the one an interruption left MERGING, else the head of the queue.
+        That is the one an interruption left MERGING, else the head of the queue. One that is to take out what is not
+        merged (any more) is REJECTED in its turn, and returned so.
         """
         with self._database.transaction() as connection:
-            while submission := rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
+            submission = rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
                 connection, "place = (SELECT min(place) FROM submissions WHERE state = ?)", QUEUED
-            ):
-                if submission.takes_out:
-                    if (found := rows.to_take_out(connection, submission, submission.content_digest)) is None:
-                        continue
-                    connection.execute("UPDATE submissions SET took_out = ? WHERE id = ?", (found.id, submission.id))
-                    submission = replace(submission, took_out=found.id)
-                if submission.state is QUEUED:
-                    rows.move(connection, submission.id, MERGING)
-                return submission
-            return None
+            )
+            if submission is None:
+                return None
+            if submission.takes_out:
+                if (found := rows.to_take_out(connection, submission, submission.content_digest)) is None:
+                    return rows.existing(connection, submission.id)
+                connection.execute("UPDATE submissions SET took_out = ? WHERE id = ?", (found.id, submission.id))
+                submission = replace(submission, took_out=found.id)
+            if submission.state is QUEUED:
+                rows.move(connection, submission.id, MERGING)
+            return submission
 
     def requeue(self, submission_id: str, detail: str) -> None:
         """Put a MERGING submission back to its place: the interruption was not its fault."""

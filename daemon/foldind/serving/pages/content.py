@@ -173,7 +173,7 @@ class Content:
 
     def _status(self) -> Status:
         reason = self._service.unready_reason
-        state = "ready" if not reason else "paused" if reason == self._service.paused_reason else "not ready"
+        state = "ready" if not reason else "paused" if reason == self._service.pause.reason else "not ready"
         aliases = [(alias, version) for version in self._versions.kept() for alias in version.aliases]
         return Status(state, reason, self._versions.head(), tuple(sorted(aliases, key=lambda item: item[0])))
 
