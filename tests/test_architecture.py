@@ -1,6 +1,7 @@
 """Which room may know of which, held by reading the imports."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -109,6 +110,11 @@ def reachable(start: str, *, packages: bool = True) -> set[str]:
 
 def test_every_module_has_a_room() -> None:
     assert {room(module) for module in OURS} - {"__init__"} == set().union(*LEVELS)
+
+
+def test_the_readme_names_every_room_from_the_top_down() -> None:
+    rows = re.findall(r"^\|[^|]*\| \[(\w+)\]\(", (DAEMON / "README.md").read_text(), re.MULTILINE)
+    assert rows == [room for rooms in reversed(LEVELS) for room in sorted(rooms)]
 
 
 @pytest.mark.parametrize("module", [name for name in OURS if name != "__init__"])
