@@ -27,20 +27,20 @@ def _print_version(asked: bool) -> None:
     epilog="Start here:\n\n"
     "$ foldin submit runs/task-17 --wait\n\n"
     "$ foldin pull latest --to models/merged\n\n"
-    "The daemon is found at FOLDIN_SERVER or --server HOST:PORT, else at localhost:7070."
+    "The commands look for the daemon at --server HOST:PORT, else at FOLDIN_SERVER, else at localhost:7070."
 )
 def _foldin(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Hand fine-tuned checkpoints to a Foldin daemon, and use the one model it merges them into.
+    """Submit fine-tuned checkpoints to a Foldin daemon, and use the one model that it merges them into.
 
     Exit status: 0 done; 1 refused or failed, with a sentence on stderr; 2 wrong usage; 130 interrupted.
     """
 
 
-_SUBMISSIONS = "Handing in checkpoints"
+_SUBMISSIONS = "Submitting checkpoints"
 _SNAPSHOTS = "Using the merged model"
 
 for _panel, _commands in (

@@ -23,20 +23,20 @@ class Order(StrEnum):
 
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", show_default=False, help="A version or an alias.")],
-    b: Annotated[str, typer.Argument(metavar="B", show_default=False, help="The one that is compared with it.")],
+    b: Annotated[str, typer.Argument(metavar="B", show_default=False, help="The version or alias to compare with A.")],
     sort: Annotated[
-        Order, typer.Option(help="The largest change, relative to the norm of the tensor in A, first; or by name.")
+        Order, typer.Option(help="Largest change first, relative to the norm of the tensor in A; or by name.")
     ] = Order.CHANGE,
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many tensors the table has at the most.")] = _SHOWN,
-    every: Annotated[bool, typer.Option("--all", help="All tensors.")] = False,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="The most tensors that the table shows.")] = _SHOWN,
+    every: Annotated[bool, typer.Option("--all", help="Show all tensors.")] = False,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what lies between two versions, and how each tensor changed from A to B.
+    """Show the versions between A and B, and how each tensor changed from A to B.
 
-    Both models are read from the daemon in pieces, in constant memory, and nothing is written to disk; files that are
-    equal in both are not read. Norms are Frobenius norms; the whole model's are over its floating-point tensors.
-    --json has all tensors.
+    The command reads both models from the daemon in pieces, in constant memory, and writes nothing to disk. It skips
+    files that are equal in both. Norms are Frobenius norms; those of the whole model are over its floating-point
+    tensors. --json prints all tensors.
     """
     with connected(server, as_json) as client:
         from foldin.cli.display import Display

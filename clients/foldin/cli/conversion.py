@@ -20,16 +20,16 @@ def convert(
     strip_prefix: Annotated[
         str,
         typer.Option(
-            metavar="PREFIX", help="Taken off the names that have it, say `module.` of DistributedDataParallel."
+            metavar="PREFIX", help="Remove this prefix from names, such as `module.` of DistributedDataParallel."
         ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite a pickled checkpoint as safetensors, which is what can be handed in.
+    """Rewrite a pickled checkpoint as safetensors, so that it can be submitted.
 
-    Takes pytorch_model.bin, sharded or not, a PEFT adapter_model.bin with its configuration, and training checkpoints
-    that hold a state_dict. Nothing but tensors is loaded, so that no code in the file can run. Needs torch, and no
-    daemon.
+    The source is a pytorch_model.bin, sharded or not, a PEFT adapter_model.bin with its configuration, or a training
+    checkpoint that holds a state_dict. Only tensors are loaded, so no code in the file can run. The command needs
+    torch, but no daemon.
     """
     with explained(as_json, "Nothing was written."):
         from foldin.cli.display import Display

@@ -38,37 +38,40 @@ def follow(
             "--exec",
             metavar="CMD",
             show_default=False,
-            help="A shell command to run after each swap, with FOLDIN_SNAPSHOT, FOLDIN_CURRENT, FOLDIN_VERSION, "
-            "FOLDIN_PREVIOUS_VERSION and FOLDIN_ALIAS.",
+            help="A shell command to run after each swap.",
         ),
     ] = "",
     vllm: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", rich_help_panel=_SERVERS, help="A vLLM server to bring to it; repeatable."),
+        typer.Option(
+            metavar="URL", rich_help_panel=_SERVERS, help="A vLLM server that loads each version; may be repeated."
+        ),
     ] = None,
     sglang: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", rich_help_panel=_SERVERS, help="An SGLang server to bring to it; repeatable."),
+        typer.Option(
+            metavar="URL", rich_help_panel=_SERVERS, help="An SGLang server that loads each version; may be repeated."
+        ),
     ] = None,
     adapter_name: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=_SERVERS, help="What the servers call the adapter.")
+        str, typer.Option(metavar="NAME", rich_help_panel=_SERVERS, help="The name of the adapter on the servers.")
     ] = "foldin",
     hook_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How long the command, or one server, may take.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="The longest time for the command, or for one server.")
     ] = 600.0,
     webhook: Annotated[
         str,
         typer.Option(
             metavar="URL",
             show_default=False,
-            help="Where to POST how each swap ended, signed with FOLDIN_WEBHOOK_SECRET.",
+            help="An address that gets a POST after each swap, signed with FOLDIN_WEBHOOK_SECRET.",
         ),
     ] = "",
     webhook_secret_file: Annotated[
         Path | None, typer.Option(metavar="FILE", show_default=False, help="A file that holds the secret instead.")
     ] = None,
     keep: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many of the newest versions stay, besides those in use.")
+        int, typer.Option(metavar="N", min=1, help="How many of the newest versions to keep, besides those in use.")
     ] = 2,
     metrics_file: Annotated[
         Path | None,
@@ -76,18 +79,21 @@ def follow(
             metavar="FILE", show_default=False, help="Metrics for node_exporter's textfile collector, such as x.prom."
         ),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Handle the present version and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Handle the current version and exit.")] = False,
     server: Server = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document per event and line.")] = False,
 ) -> None:
-    """Keep a folder at the version that an alias names, and have the inference server swap to it.
+    """Keep a folder at the version that an alias names, and make the inference server load each new version.
 
-    Each version is pulled and verified in DIR/versions; then the link DIR/current is swapped at once, and the hooks
-    run: the command first, then the servers. If one fails, DIR/current goes back to the version before, the hooks run
-    for that, and the version is left alone until the alias moves or the command is started anew.
+    Each version is pulled and verified in DIR/versions. Then the link DIR/current is swapped at once, and the hooks
+    run: the command first, then the servers. If a hook fails, DIR/current goes back to the version before, and the
+    hooks run for that version. The failed version is left alone until the alias moves or this command starts anew.
 
-    It runs until it is interrupted and survives restarts of the daemon. FOLDIN_INFERENCE_API_KEY is sent to the servers
-    as a bearer token. With --once the exit status is 1 if a hook failed.
+    The command of --exec finds FOLDIN_SNAPSHOT, FOLDIN_CURRENT, FOLDIN_VERSION, FOLDIN_PREVIOUS_VERSION and
+    FOLDIN_ALIAS in its environment.
+
+    The command runs until it is interrupted, and survives restarts of the daemon. It sends FOLDIN_INFERENCE_API_KEY to
+    the servers as a bearer token. With --once the exit status is 1 if a hook failed.
     """
     if form not in ("model", "adapter"):
         raise typer.BadParameter(f"{form!r} is neither model nor adapter.", param_hint="--as")

@@ -19,7 +19,8 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
 ]
 SubmissionId = Annotated[
-    str, typer.Argument(metavar="ID", show_default=False, help="Id of a submission, as `submit` and `list` print it.")
+    str,
+    typer.Argument(metavar="ID", show_default=False, help="The id of a submission, as `submit` and `list` print it."),
 ]
 
 

@@ -31,18 +31,16 @@ def list_snapshots(server: Server = None, as_json: AsJson = False) -> None:
 def show(
     ref: Ref = "latest",
     ancestors: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How many of the versions that it came from are shown.")
+        int, typer.Option(metavar="N", min=0, help="How many of the versions before it to show.")
     ] = 10,
-    tensors: Annotated[
-        bool, typer.Option("--tensors", help="What the merge that made it did to each tensor, too.")
-    ] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also show what its merge did to each tensor.")] = False,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one version: what it contains, its norms, its files, and what each version before it added.
+    """Show one version: its content, its norms, its files, and what each version before it added.
 
-    In JSON `lineage` begins with this version and ends with the oldest that is shown, whose `parent` is 0 where there
-    are none before it. With --tensors, `tensors` has what the version's manifest says of each, verified by its SHA-256.
+    In JSON, `lineage` begins with this version and ends with the oldest version shown; the `parent` of the very first
+    version is 0. With --tensors, `tensors` has the manifest's figures of each tensor, verified by SHA-256.
     """
     with connected(server, as_json) as client:
         from foldin.lineage import lineage_of
@@ -70,7 +68,7 @@ def pull(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="The folder to fill: one that does not exist, is empty, or was pulled before.",
+            help="The folder to fill: a new one, an empty one, or one that was pulled before.",
         ),
     ],
     ref: Ref = "latest",
@@ -82,17 +80,17 @@ def pull(
         typer.Option(
             show_default=False,
             min=1,
-            help="Highest rank of the adapter: the best approximation of that rank. As published where none is given.",
+            help="Highest rank of the adapter, which is then the best approximation of that rank. [as published]",
         ),
     ] = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a version of the merged model into a folder that transformers, vLLM and SGLang load as it is.
+    """Fetch a version of the merged model into a folder that transformers, vLLM and SGLang can load.
 
-    The folder is replaced as a whole once every file has arrived and its SHA-256 is right. Where the version is there
-    already, nothing is done; only an adapter that is cut to a --rank is fetched anew. With --as adapter it is what PEFT
-    and inference servers load into a running base model, if the daemon publishes adapters.
+    The folder is replaced as a whole once every file has arrived with the right SHA-256. If the folder already holds
+    the version, nothing is fetched, except for an adapter that is cut to a --rank. With --as adapter the folder holds a
+    LoRA adapter, which PEFT and inference servers load into a running base model; the daemon must publish adapters.
     """
     if form not in ("model", "adapter"):
         raise typer.BadParameter(f"{form!r} is neither model nor adapter.", param_hint="--as")
@@ -133,8 +131,8 @@ def watch(
 ) -> None:
     """Follow a submission to its end or, without ID, print every new version as it is published.
 
-    With ID the exit status is 0 once it is merged and 1 if it is refused. Without, it runs until it is interrupted;
-    --json then prints one document per line. Both survive a restart of the daemon.
+    With ID the exit status is 0 once the submission is merged, and 1 if it is refused. Without ID the command runs
+    until it is interrupted, and --json prints one document per line. A running watch survives a restart of the daemon.
     """
     if id is not None:
         watch_submission(id, server, as_json)
@@ -154,7 +152,7 @@ def alias(
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias at a version, remove it or, with neither vN nor --delete, show what it names."""
+    """Point an alias at a version, remove it or, with neither vN nor --delete, show the version that it names."""
     if delete and version is not None:
         raise typer.BadParameter("give a version or --delete, not both.")
     with connected(server, as_json) as client:
@@ -173,7 +171,7 @@ def publish(
             "--as",
             metavar="PUBLICATION",
             show_default=False,
-            help="How, such as `flat:2.0`: a name, and its numbers after colons. `foldind rules` lists them.",
+            help="A publication such as `flat:2.0`: a name, and its numbers after colons. `foldind rules` lists all.",
         ),
     ],
     alias: Annotated[str, typer.Option(help="An alias to point at the new version.", show_default=False)] = "",
@@ -182,8 +180,8 @@ def publish(
 ) -> None:
     """Publish the newest merged state in another way, to try it.
 
-    It becomes a version of its own, which `latest` does not name; nothing is merged for it. A merge that is running is
-    waited for. To have every new version published so, give the daemon the setting `publication`.
+    The result is a version of its own, which `latest` does not name. Nothing is merged for it; the command waits for a
+    running merge. To publish every new version in this way, give the daemon the setting `publication`.
     """
     with connected(server, as_json) as client:
         from foldin.cli.display import Display
@@ -198,9 +196,10 @@ def publish(
 
 
 def rollback(version: Version = None, server: Server = None, as_json: AsJson = False) -> None:
-    """Undo the newest version; `latest` moves to the one before, and the submission it added becomes WITHDRAWN.
+    """Undo the newest version. `latest` moves to the version before, and the submission that it added is WITHDRAWN.
 
-    With vN it is only undone if it still is the newest.
+    With vN, the version is undone only if it is still the newest. This works until the next merge starts. To merge the
+    same checkpoint after all, submit it again.
     """
     with connected(server, as_json) as client:
         done = client.rollback(version)

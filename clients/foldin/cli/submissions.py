@@ -23,46 +23,47 @@ def submit(
         str,
         typer.Argument(metavar="PATH", show_default=False, help="A .safetensors file, or a folder with a model."),
     ],
-    name: Annotated[str | None, typer.Option(help="A name for people to read; need not be unique.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label; give it again for more.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people to read. Names need not be unique.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label; may be repeated.")] = None,
     request_id: Annotated[
         str | None,
-        typer.Option(help="The same id always means the same submission. Without it the content decides."),
+        typer.Option(help="The same id always means the same submission. Without an id the content decides."),
     ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Tensors of the base that the checkpoint lacks count as unchanged.")
+        bool, typer.Option("--partial", help="Treat tensors of the base that the checkpoint lacks as unchanged.")
     ] = False,
     vocab: Annotated[
         VocabPolicy,
         typer.Option(
-            help="Where the vocabulary has another size than the base's: refuse the checkpoint (same), or fold the "
-            "rows of embeddings and output layers that both have (common)."
+            help="If the vocabulary has another size than the base's: refuse the checkpoint (same), or fold the rows "
+            "of embeddings and output layers that both have (common)."
         ),
     ] = VocabPolicy.SAME,
     force: Annotated[
-        bool, typer.Option("--force", help="Take content that is queued or merged already once more.")
+        bool, typer.Option("--force", help="Submit even if the same content is already queued or merged.")
     ] = False,
     take_out: Annotated[
         bool,
         typer.Option(
             "--take-out",
-            help="It is merged, and is to be taken out again: the merged model becomes what it would be without it. "
-            "Where the merge rule allows it; `foldin rollback` undoes the newest version by any rule.",
+            help="Remove this already merged checkpoint from the merged model, as if it had never been merged. Not all "
+            "merge rules allow this; `foldin rollback` undoes the newest version under any rule.",
         ),
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return once it is merged or refused.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Return once the checkpoint is merged or refused.")
+    ] = False,
     on_server: Annotated[
-        bool, typer.Option("--on-server", help="PATH is absolute and on the daemon's machine; nothing is sent.")
+        bool, typer.Option("--on-server", help="Read an absolute PATH on the daemon's machine, and send nothing.")
     ] = False,
     compress: Annotated[
         Coding | None,
         typer.Option(
             rich_help_panel=_SLOW_LINKS,
             show_default=False,
-            help="Send what differs from the base instead, with losses: the signs of each tensor's largest elements "
-            "(ternary, some 27 times smaller than bfloat16 weights) or all elements in 255 steps (int8, 2 to 4 times).",
+            help="Send the difference from the base instead, with losses: the signs of each tensor's largest elements "
+            "(ternary, some 27 times smaller than bfloat16 weights), or all elements in 255 steps (int8, 2 to 4 "
+            "times).",
         ),
     ] = None,
     base: Annotated[
@@ -71,7 +72,7 @@ def submit(
             metavar="DIR",
             rich_help_panel=_SLOW_LINKS,
             show_default=False,
-            help="With --compress: the base that the checkpoint was fine-tuned from, on this machine.",
+            help="With --compress: the base of the checkpoint, as a folder on this machine.",
         ),
     ] = None,
     density: Annotated[
@@ -79,23 +80,24 @@ def submit(
         typer.Option(
             rich_help_panel=_SLOW_LINKS,
             show_default=str(DENSITY),
-            help="With --compress ternary: the share of each tensor's elements that is kept.",
+            help="With --compress ternary: the share of each tensor's elements to keep.",
         ),
     ] = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hand in a checkpoint that was fine-tuned from the base.
+    """Submit a checkpoint that was fine-tuned from the base.
 
-    Returns once the daemon has it safely on disk, and prints its id. Running the same command again goes on with an
-    upload that broke off; content that was handed in before is found, not taken twice.
+    The command returns once the daemon has the checkpoint safely on disk, and prints the submission's id. Run the same
+    command again to resume an upload that broke off. Content that was submitted before is found, and not taken twice.
 
-    On a slow link --compress sends a small file in its place, which is made in TMPDIR and removed afterwards.
+    On a slow link --compress sends a small file instead of the checkpoint. The command makes this file in TMPDIR, and
+    removes it afterwards.
     """
     if on_server and compress:
         raise typer.BadParameter("nothing is sent with --on-server, so there is nothing to compress.")
     if on_server and take_out:
-        raise typer.BadParameter("what is to be taken out is sent: leave --on-server away.")
+        raise typer.BadParameter("--take-out cannot be combined with --on-server.")
     labels = read_labels(label or [])
     again = "Run the same command again: it goes on where this one stopped."
     with connected(server, as_json, after_interrupt=again) as client:
@@ -149,7 +151,7 @@ def _tell_of_statistics(path: Path, submission: Submission) -> None:
 
 
 def status(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:
-    """Show one submission: its state, the version that contains it or the reason against it, and its history."""
+    """Show one submission: its state, the version that contains it or the reason for its refusal, and its history."""
     with connected(server, as_json) as client:
         submission = client.status(id)
     if as_json:
@@ -163,7 +165,7 @@ def status(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> 
 def list_submissions(
     state: Annotated[
         list[SubmissionState] | None,
-        typer.Option(case_sensitive=False, help="Only submissions in this state; give it again for more."),
+        typer.Option(case_sensitive=False, help="Only submissions in this state; may be repeated."),
     ] = None,
     server: Server = None,
     as_json: AsJson = False,
@@ -180,13 +182,13 @@ def list_submissions(
 
 
 def retry(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:
-    """Queue a QUARANTINED submission again, at its old place, with its attempts counted anew."""
+    """Queue a QUARANTINED submission again, at its old place in the queue. Its attempts are counted from zero."""
     with connected(server, as_json) as client:
         _show_state(client.retry(id), as_json)
 
 
 def withdraw(id: SubmissionId, server: Server = None, as_json: AsJson = False) -> None:
-    """Take a submission back before it is merged; the daemon deletes its bytes."""
+    """Withdraw a submission before it is merged. The daemon deletes its bytes."""
     with connected(server, as_json) as client:
         _show_state(client.withdraw(id), as_json)
 

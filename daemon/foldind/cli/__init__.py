@@ -21,8 +21,8 @@ app = typer.Typer(
     name="foldind",
     help="""Hold one merged model, and keep folding fine-tuned checkpoints into it.
 
-    First `foldind init` makes a state folder from the base model, then `foldind serve` serves it. Checkpoints are
-    handed in with the client, `foldin submit`.""",
+    First `foldind init` makes a state folder from the base model, then `foldind serve` serves it. The client submits
+    checkpoints: `foldin submit`.""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,40 +58,42 @@ def init(
     base: Base,
     state: State,
     rule: Annotated[
-        str | None, typer.Option(help="Merge rule; `foldind rules` lists them, and what each takes and keeps. [opcm]")
+        str | None,
+        typer.Option(help="Merge rule, fixed for good; `foldind rules` lists all, with their options. [opcm]"),
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(help="Share of the singular-value mass of what is merged that counts as taken, in [0, 1). [0.5]"),
+        typer.Option(help="Share of the merged state's singular-value mass that counts as taken, in [0, 1). [0.5]"),
     ] = None,
     cross_blocks: Annotated[
         str | None,
         typer.Option(
-            help="`keep` what lies between taken and free directions, as the authors' code does, or `drop` it. [keep]"
+            help="`keep` the blocks between taken and free directions, as the authors' code does, or `drop` them. "
+            "[keep]"
         ),
     ] = None,
     projection: Annotated[
         str | None,
         typer.Option(
-            help="`exact`, or `leading`: needs a fraction of the products and of the disk space, and differs by a few "
-            "percent. [exact]"
+            help="`exact`, or `leading`, which needs a fraction of the products and of the disk space, and differs by "
+            "a few percent. [exact]"
         ),
     ] = None,
     density: Annotated[
         float | None, typer.Option(help="Share of each task vector's elements that ties, dare and breadcrumbs keep.")
     ] = None,
     outliers: Annotated[
-        float | None, typer.Option(help="Share of the elements, the largest, that breadcrumbs leaves out. [0.01]")
+        float | None, typer.Option(help="Share of the largest elements that breadcrumbs leaves out. [0.01]")
     ] = None,
-    floor: Annotated[float | None, typer.Option(help="Least weight of an element in fisher. [1e-6]")] = None,
+    floor: Annotated[float | None, typer.Option(help="Smallest weight of an element in fisher. [1e-6]")] = None,
     shrink: Annotated[
-        float | None, typer.Option(help="What regmean multiplies Gram matrices by off the diagonal. [0.9]")
+        float | None, typer.Option(help="Factor of regmean for the off-diagonal elements of Gram matrices. [0.9]")
     ] = None,
     max_rank: Annotated[
         int | None,
         typer.Option(
-            help="Highest rank of tensors that only adapters changed, which are held as factors. What is beyond is "
-            "dropped, and reported; without a limit they are held whole once that takes less. [0: no limit]"
+            help="Highest rank of tensors that only adapters changed. They then always stay factored, and higher ranks "
+            "are truncated and reported. Without a limit they are held whole once that takes less. [0: no limit]"
         ),
     ] = None,
     summed: Summed = None,
@@ -101,15 +103,15 @@ def init(
     threads: Annotated[
         int | None,
         typer.Option(
-            help="Threads per matrix product. With one, every processor has a tensor of its own; more need less "
-            "memory, and suffer on a busy machine. [1]"
+            help="Threads per matrix product. With one thread, every processor works on a tensor of its own. More "
+            "threads need less memory, and suffer on a busy machine. [1]"
         ),
     ] = None,
 ) -> None:
     """Make a state folder from a base model.
 
-    The base is copied (sharing its blocks where the file system can). The settings given here are fixed from then on,
-    since they decide the bytes of every merge. Example: `foldind init --base ./bert-base --state ./state`
+    The base is copied (sharing its blocks if the file system can). The settings cannot be changed later, because they
+    decide the bytes of every merge. Example: `foldind init --base ./bert-base --state ./state`
     """
     from foldind.config import merge_settings
     from foldind.state.creation import check_places, create_state
@@ -146,22 +148,23 @@ def init(
 def serve(
     state: State,
     grpc: Annotated[
-        str | None, typer.Option(help="Address to listen on; port 0 takes a free one. [127.0.0.1:7070]")
+        str | None, typer.Option(help="Address of gRPC; port 0 picks a free port. [127.0.0.1:7070]")
     ] = None,
     http: Annotated[
         str | None,
         typer.Option(
-            help="Address of the model for clients of the Hugging Face Hub, /metrics, /healthz and /readyz; port 0 "
-            "takes a free one, '' none. [127.0.0.1:7072]"
+            help="Address of the model for clients of the Hugging Face Hub, the status page, /metrics, /healthz and "
+            "/readyz; port 0 picks a free port; '' disables HTTP. [127.0.0.1:7072]"
         ),
     ] = None,
     model_id: Annotated[
-        str | None, typer.Option(help="What the model is called there, OWNER/NAME. [foldin/merged]")
+        str | None, typer.Option(help="The model's name over HTTP, OWNER/NAME. [foldin/merged]")
     ] = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pattern of tensors that submissions may have beyond the base (task heads); may be repeated."
+            help="Pattern of tensors (task heads) that submissions may have in addition to the base's, and that are "
+            "left out; may be repeated."
         ),
     ] = None,
     allowed_root: Annotated[
@@ -171,39 +174,39 @@ def serve(
     inbox: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to watch: a checkpoint dropped into it, a .safetensors file or a folder, is handed in and "
-            "moved to `accepted` or `rejected` in it, beside a receipt."
+            help="Folder to watch. A checkpoint dropped into it, as a .safetensors file or a folder, is submitted, and "
+            "then moved to its subfolder `accepted` or `rejected`, beside a receipt."
         ),
     ] = None,
     publication: Annotated[
         str | None,
         typer.Option(
-            help="How the state becomes the merged model, from the next version on: `flat:2.0`, ...; `foldind rules` "
-            "lists them. [as the merge rule does]"
+            help="How the state becomes the merged model from the next version on, such as `flat:2.0`; `foldind rules` "
+            "lists all. [the publication of the merge rule]"
         ),
     ] = None,
     publish: Annotated[
         list[str] | None,
         typer.Option(
-            help="What new versions are published as: `model`, or `adapter`, a PEFT LoRA adapter of the merged "
-            "update; may be repeated, for both. [model]"
+            help="The form of new versions: `model`, or `adapter`, a PEFT LoRA adapter of the merged update; may be "
+            "repeated, for both. [model]"
         ),
     ] = None,
-    adapter_rank: Annotated[
-        int | None, typer.Option(help="Highest rank of the adapter; 0: as high as the update needs. [64]")
-    ] = None,
+    adapter_rank: Annotated[int | None, typer.Option(help="Highest rank of the adapter; 0 sets no limit. [64]")] = None,
     gate: Annotated[
         str | None,
         typer.Option(
-            help="Shell command that every new version has to pass before the alias `stable` names it. It finds the "
-            "version in $FOLDIN_SNAPSHOT, prints scores as a JSON object, and fails by its exit status. [none]"
+            help="Shell command that every new version has to pass before the alias `stable` names it. The command "
+            'finds the version in $FOLDIN_SNAPSHOT, prints scores as a JSON object, such as {"ACC": 0.83}, and '
+            "fails by its exit status. [none]"
         ),
     ] = None,
     keep_snapshots: Annotated[
-        int | None, typer.Option(help="Newest snapshots that are kept, besides those an alias names. [10]")
+        int | None,
+        typer.Option(help="How many of the newest snapshots to keep, besides those that an alias names. [10]"),
     ] = None,
     lease: Annotated[
-        float | None, typer.Option(help="Seconds that a superseded snapshot stays readable at the least. [3600]")
+        float | None, typer.Option(help="Seconds for which a superseded snapshot at least stays readable. [3600]")
     ] = None,
     shutdown_grace: Annotated[
         float | None, typer.Option(help="Seconds that a running merge gets to finish on SIGTERM. [20]")
@@ -249,8 +252,8 @@ def plan(
 ) -> None:
     """Show what a merge would do with every tensor of a base model.
 
-    *projected*: linear layers, made orthogonal to what is merged. *summed*: everything else that is trained. *tied*:
-    the same as another tensor. *frozen*: copied from the base. Example: `foldind plan --base ./bert-base`
+    *projected*: linear layers, whose updates are made orthogonal to the updates before. *summed*: all other trained
+    tensors. *tied*: the same as another tensor. *frozen*: copied from the base. Example: `foldind plan --base ./base`
     """
     from foldind.checkpoints.checkpoint import open_checkpoint
     from foldind.checkpoints.plan import SUMMED_PATTERNS, make_plan
@@ -274,7 +277,8 @@ def plan(
 def fsck(state: State) -> None:
     """Verify every digest in a state folder, and the ledger against the disk.
 
-    No daemon may be serving it. Prints each finding and exits with status 1 if there is any.
+    No daemon may serve the folder meanwhile. Prints each finding, and exits with status 1 if there is any.
+
     Example: `foldind fsck --state ./state`
     """
     from foldind.state.fsck import check_state

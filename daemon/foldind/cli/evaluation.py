@@ -21,20 +21,20 @@ def evaluate(
     command: Annotated[
         str,
         typer.Option(
-            help="Program that scores a model, and its arguments, quoted as in a shell, though none is run. {model} "
-            "stands for the model's folder, {tasks} for the tasks to score with commas between them. It prints JSON: "
-            '{"accuracy": {"TASK": 0.9}} or {"TASK": 0.9}, shares in 0..1.'
+            help="Program that scores a model, with its arguments, quoted as in a shell; no shell runs it. {model} is "
+            "the model's folder, {tasks} are the tasks to score, with commas between them. The program prints JSON: "
+            '{"accuracy": {"TASK": 0.9}} or {"TASK": 0.9}, as shares from 0 to 1.'
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the results.", file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", file_okay=False)],
     task: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="A fine-tuned checkpoint; may be repeated.")
     ] = None,
     tasks: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with one checkpoint per task, named like the task: model folders, adapters, .safetensors "
-            "files.",
+            help="Folder with one checkpoint per task, named like the task: a model folder, an adapter, or a "
+            ".safetensors file.",
             exists=True,
             file_okay=False,
         ),
@@ -43,22 +43,25 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="RULE",
-            help="Merge rule, NAME or NAME:OPTION=VALUE,OPTION=VALUE; may be repeated: the others are compared to the "
+            help="Merge rule, NAME or NAME:OPTION=VALUE,OPTION=VALUE; may be repeated. All others are compared to the "
             f"first. Rules are {', '.join(CATALOG)}. Options are those of `[merge]` in foldin.toml, and `publication`, "
-            f"how the state becomes the merged model: {', '.join(PUBLICATIONS)}, or the rule's own; with numbers as in "
-            "`opcm:publication=scale:0.4`. "
-            "[opcm]",
+            f"which says how the state becomes the merged model: {', '.join(PUBLICATIONS)}, or the rule's own; with "
+            "numbers as in `opcm:publication=scale:0.4`. [opcm]",
         ),
     ] = None,
     order: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B,C", help="Order in which all tasks are merged; may be repeated. [as they are named]"),
+        typer.Option(
+            metavar="A,B,C", help="Order in which all tasks are merged; may be repeated. [the order of the tasks]"
+        ),
     ] = None,
     shuffles: Annotated[
-        int, typer.Option(min=0, help="Random orders besides; with more, the first stay the same.")
+        int, typer.Option(min=0, help="Number of additional random orders. A larger number keeps the first ones.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the random orders.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds that a run of the program may take; 0: any time.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random orders.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that one run of the program may take; 0 sets no limit.")
+    ] = 0,
     experts: Annotated[
         bool,
         typer.Option(help="Score every fine-tuned model on its task, for normalised accuracy and the gain kept."),
@@ -66,32 +69,36 @@ def evaluate(
     score: Annotated[
         Scored,
         typer.Option(
-            help="On what the model is scored after each merge: `all` that was merged so far; the `newest` task, and "
-            "in the end all: faster, with BWT and without curves; or `final`: in the end only, without both."
+            help="Tasks on which the model is scored after each merge. `all`: all tasks merged so far. `newest`: the "
+            "newest task, and all tasks at the end; faster, with BWT but without curves. `final`: all tasks at the end "
+            "only, without BWT and curves."
         ),
     ] = Scored.ALL,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(help="Pattern of tensors that checkpoints have beyond the base (task heads); may be repeated."),
+        typer.Option(
+            help="Pattern of tensors (task heads) that checkpoints have in addition to the base's; may be repeated."
+        ),
     ] = None,
     summed: Summed = None,
     backend: Annotated[
         str | None, typer.Option(help="Linear algebra: `torch` or `numpy`. [the faster one, which is measured]")
     ] = None,
 ) -> None:
-    """Merge a stream of checkpoints by several rules and orders, and measure what is kept.
+    """Merge a stream of checkpoints by several rules and orders, and measure how much of each task is kept.
 
-    After every merge the model is scored on the tasks that it was merged from so far. DIR then has:
+    After every merge a program of yours scores the merged model on the tasks merged so far. The folder --out then has:
 
     - **table.md**, **summary.csv**: ACC, normalised ACC, gain kept, BWT, seconds a fold and size of the state by rule,
       and the difference to the first rule over the same orders;
     - **curves.csv**: accuracy by rule, order, step and task;
-    - **accuracy.svg**, **heatmap-RULE.svg**: plots, where matplotlib is: `pip install matplotlib`;
-    - **results.jsonl**: every score, as soon as it is there.
+    - **accuracy.svg**, **heatmap-RULE.svg**: plots, if matplotlib is installed: `pip install matplotlib`;
+    - **results.jsonl**: every score, as soon as it is measured.
 
-    Killed at any moment, the same command goes on where it was. With other rules, orders or shuffles and the same
-    --out, it measures what is missing, and reports what is named now. The program is taken to be the same for as long
-    as its command is. A merge needs disk space in DIR for two states (4 bytes a parameter each) and one model.
+    After an interruption or a kill, the same command goes on where it stopped. With other rules, orders or shuffles and
+    the same --out, it measures only the missing scores, and reports only the rules and orders named now. The program
+    counts as unchanged while its command is unchanged. A merge needs disk space in --out for two states (4 bytes a
+    parameter each) and one model.
 
     Examples:
 

@@ -8,11 +8,11 @@ import typer
 Base = Annotated[
     Path, typer.Option(help="Folder of the base model, as save_pretrained writes it.", exists=True, file_okay=False)
 ]
-State = Annotated[Path, typer.Option(help="The state folder: everything that the daemon keeps.")]
+State = Annotated[Path, typer.Option(help="The state folder, which holds everything that the daemon keeps.")]
 Summed = Annotated[
     list[str] | None,
     typer.Option(
-        help="Pattern of 2-D tensors that are no linear layers, and are summed instead of projected; may be repeated, "
-        "and replaces the default patterns (embeddings and position tables)."
+        help="Pattern of 2-D tensors that are not linear layers, and are summed instead of projected. May be repeated; "
+        "replaces the default patterns (embeddings and position tables)."
     ),
 ]
