@@ -12,6 +12,7 @@ from torch import Generator, randn
 
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors
+from tests.support.wire import idle_worker
 
 RULES = (
     "average",
@@ -111,6 +112,18 @@ def test_what_comes_after(serve: Serve, checkpoints: dict[str, Path]) -> None:
         assert "foldin rollback" in last.reason
     daemon.terminate()
     assert check_state(daemon.state, lambda what: None) == []
+
+
+def test_one_that_comes_too_late_is_told_so(serve: Serve, checkpoints: dict[str, Path]) -> None:
+    daemon = serve("state", "average")
+    with daemon.client() as client:
+        for name in "abc":
+            merge(client, checkpoints[name])
+        with idle_worker(daemon):
+            first, second = (client.submit(checkpoints["b"], take_out=True) for _ in range(2))
+        assert client.wait(first.id).state == "MERGED"
+        late = client.wait(second.id)
+        assert (late.state, late.reason) == ("REJECTED", "nothing that is merged has its content; see `foldin list`")
 
 
 @pytest.mark.parametrize("rule", ["opcm", "foldin", "magmax"])

@@ -51,6 +51,41 @@ def test_two_daemons_do_not_share_an_address(reference: Reference, tmp_path: Pat
     assert "choose one with --grpc" in refusal("serve", "--state", str(second), "--grpc", first.server)
 
 
+def test_a_backup_restored_beneath_a_running_daemon_is_left_alone(
+    reference: Reference, state: Path, tmp_path: Path, fault_daemon: MakeDaemon
+) -> None:
+    backup = tmp_path / "backup"
+    shutil.copytree(state, backup, symlinks=True)
+    shutil.copytree(backup / "snapshots" / "v1", backup / "snapshots" / "v9")  # as of a later time
+    daemon = fault_daemon(state).start()
+    with daemon.client() as client:
+        submission = reference.checkpoints[2]
+        state.rename(tmp_path / "away")
+        backup.rename(state)
+        before = sorted(str(path) for path in state.rglob("*"))
+        sent = client.submit(submission)
+        wait_for(lambda: "not the folder that this daemon started with" in client.status(sent.id).reason, "the pause")
+        assert set(before) <= {str(path) for path in state.rglob("*")}
+        state.rename(tmp_path / "backup")
+        (tmp_path / "away").rename(state)
+        assert client.wait(sent.id).version == 3
+
+
+def test_what_the_daemon_may_not_do_is_no_fault_of_a_submission(
+    reference: Reference, state: Path, tmp_path: Path, fault_daemon: MakeDaemon
+) -> None:
+    daemon = fault_daemon(state).start()
+    with daemon.client() as client:
+        (state / "merge").rename(tmp_path / "away")
+        (state / "merge").touch()
+        sent = client.submit(reference.checkpoints[2])
+        wait_for(lambda: "paused: " in client.status(sent.id).reason, "the pause")
+        assert (client.status(sent.id).attempts, client.status(sent.id).state) == (0, "QUEUED")
+        (state / "merge").unlink()
+        (tmp_path / "away").rename(state / "merge")
+        assert client.wait(sent.id).version == 3
+
+
 def make(path: str) -> Damage:
     def damage(state: Path) -> None:
         (state / path).mkdir()
@@ -100,6 +135,15 @@ def change_ledger(statement: str) -> Damage:
     return damage
 
 
+def zero_a_page(path: str) -> Damage:
+    def damage(state: Path) -> None:
+        content = bytearray((state / path).read_bytes())
+        content[2 * 4096 : 3 * 4096] = bytes(4096)
+        (state / path).write_bytes(content)
+
+    return damage
+
+
 MOVE = "move it out of the state folder"
 RESTORE = "restore the state folder from a backup"
 
@@ -116,6 +160,7 @@ REFUSED = {
         RESTORE,
     ),
     "torn_ledger": (write("ledger.sqlite", "no database"), "ledger", "cannot be opened", RESTORE),
+    "damaged_ledger": (zero_a_page("ledger.sqlite"), "ledger", "is damaged", RESTORE),
 }
 
 
