@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,9 +80,8 @@ def accumulate(
             old = stack.enter_context(AccumulatedState(Path(request.accumulated), slots))
             old_records = read_records(Path(request.accumulated))
         task_vectors = stack.enter_context(open_task_vectors(plan, base, submission, request.vocab))
-        weights: Statistics | None = None
-        if kind and statistics:
-            weights = stack.enter_context(Statistics(plan, statistics, kind, request.vocab))
+        weights = Statistics(plan, statistics, kind, request.vocab) if kind and statistics else None
+        stack.enter_context(weights or nullcontext())
         factored = rule.accumulation.fold_factored is not None
         places = list(choose_places(plan, rule.name, factored, old, task_vectors, weights, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places, slots))
@@ -100,6 +99,7 @@ def accumulate(
                     new.write_factored(place, state)
                 else:
                     new.write_dense(state)
+                del state  # the estimates count it until the next result is asked for
                 if sketch is not None:
                     sketched += sketch
                 parts.append(figures)

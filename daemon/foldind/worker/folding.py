@@ -19,6 +19,7 @@ from foldind.state.accumulators import AccumulatedState, Place
 from foldind.state.basisfile import open_basis, read_basis
 from foldind.state.layout import Representation
 from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, block_shape, tensor_blocks
+from foldind.worker.estimates import fold_bytes
 from foldind.worker.large import fold_large, write_large_basis
 from foldind.worker.messages import FoldRequest
 from foldind.worker.ordered import Parallelism, ordered_map
@@ -84,7 +85,7 @@ class Folding:
             if self._old and large:
                 yield from self._fold_large([part for part in run if isinstance(part, Block)], self._old)
             else:
-                yield from ordered_map(self._fold, run, lambda part: part.fold_bytes(self._entry), self._parallelism)
+                yield from ordered_map(self._fold, run, lambda part: fold_bytes(part, self._entry), self._parallelism)
 
     def _large_matrix(self, part: Part) -> str:
         """Return what names the large matrix that a part is of and that something was merged into; else nothing."""
