@@ -212,6 +212,12 @@ class TestPages:
         wait_for(lambda: "<dt>Downloads</dt><dd>2</dd>" in text(daemon, "/versions/2"), "two downloads")
         assert "<dt>Downloads</dt><dd>0</dd>" in text(daemon, "/versions/3")
 
+    def test_the_tables_of_a_page_have_names_of_their_own(self, daemon: Daemon) -> None:
+        for path in ("/", "/versions/4"):
+            page = ask(daemon, path).body.decode()
+            for heading in ("versions", "files", "queue"):
+                assert page.count(f'aria-labelledby="{heading}"') <= 1, (path, heading)
+
 
 class TestStrangers:
     def test_what_they_write_stays_text(self, reopened: Callable[..., Wire]) -> None:
@@ -229,6 +235,12 @@ class TestStrangers:
     def test_what_is_not_to_be_seen_is_marked(self) -> None:
         assert cut("a\u202eb\x07c\nd  e") == "a\ufffdb\ufffdc d e"
         assert (len(cut("x" * 10**6)), cut("x" * 9, 8)) == (LONGEST, "xxxxxxx…")
+
+    def test_marks_do_not_pile_up_over_other_lines(self) -> None:
+        assert cut("a" + "\u0301" * 90 + "b") == "a" + "\u0301" * 4 + "b"
+        assert cut("\u20dd" * 9) == "\u20dd" * 4
+        for readable in ("\u05d1\u05bc\u05b0\u05e8\u05b5", "e\u0302\u0323", "\u0928\u092e\u0938\u094d\u0924\u0947"):
+            assert cut(readable) == readable
 
 
 class TestEvents:
