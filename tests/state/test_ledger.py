@@ -123,7 +123,8 @@ class TestEnqueue:
         assert ledger.enqueue(second.id, digests("1"), "c").id == first.id
         withdrawn = ledger.get(second.id)
         assert (withdrawn.state, withdrawn.bytes_kept) == (WITHDRAWN, False)
-        assert first.id in withdrawn.reason
+        assert withdrawn.reason == f"it has the same content as submission {first.id}", "ledgers hold this sentence"
+        assert ledger.twin(withdrawn) == ledger.get(first.id)
         assert [submission.id for submission in ledger.page(0, 10, [QUEUED])] == [first.id]
 
     def test_a_twin_that_is_still_received_does_not_count(self, ledger: Ledger) -> None:

@@ -71,7 +71,10 @@ def record_request(connection: sqlite3.Connection, request_id: str, submission_i
 
 
 TWIN = "it has the same content as submission "
-"""What the reason of a submission that was withdrawn for the sake of another begins with; then comes its id."""
+"""What the reason of a submission that was withdrawn for the sake of another begins with; then comes its id.
+
+Never reword it: ledgers hold this sentence, and `Ledger.twin` reads the id out of it.
+"""
 
 
 def requested(connection: sqlite3.Connection, request_id: str) -> Submission | None:
