@@ -127,9 +127,9 @@ class Ledger:
                 "UPDATE submissions SET files = ?, content_digest = ?, common_rows = ? WHERE id = ?",
                 (json.dumps(files), content_digest, json.dumps(common_rows or {}), submission_id),
             )
-            if twin := rows.merged_otherwise(connection, submission, content_digest):
+            if twin := rows.withdraw_if_duplicate(connection, submission, content_digest):
                 return twin
-            if submission.takes_out and rows.to_take_out(connection, submission, content_digest) is None:
+            if submission.takes_out and rows.reject_unless_removable(connection, submission, content_digest) is None:
                 return rows.existing(connection, submission_id)
             connection.execute(
                 "UPDATE submissions SET place = (SELECT coalesce(max(place), 0) + 1 FROM submissions) WHERE id = ?",
@@ -148,7 +148,8 @@ class Ledger:
                 connection, "place = (SELECT min(place) FROM submissions WHERE state = ?)", QUEUED
             ):
                 if submission.takes_out:
-                    if (found := rows.to_take_out(connection, submission, submission.content_digest)) is None:
+                    found = rows.reject_unless_removable(connection, submission, submission.content_digest)
+                    if found is None:
                         continue
                     connection.execute("UPDATE submissions SET took_out = ? WHERE id = ?", (found.id, submission.id))
                     submission = replace(submission, took_out=found.id)
@@ -222,7 +223,7 @@ class Ledger:
                     f"submission {submission_id} is {submission.state}",
                     "only a QUARANTINED submission can be retried; submit a rejected checkpoint anew",
                 )
-            if twin := rows.merged_otherwise(connection, submission, submission.content_digest):
+            if twin := rows.withdraw_if_duplicate(connection, submission, submission.content_digest):
                 return twin
             connection.execute("UPDATE submissions SET attempts = 0 WHERE id = ?", (submission_id,))
             rows.move(connection, submission_id, QUEUED, "retried")
