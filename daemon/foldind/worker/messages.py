@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.state.durable import FileDigest
@@ -151,8 +151,7 @@ class Ready:
 class Progress:
     """Worker to daemon: how far a fold is."""
 
-    stage: str
-    """`folding`, `decomposing`, `publishing` or `publishing adapter`."""
+    stage: Literal["folding", "decomposing", "publishing", "publishing adapter"]
     done: int
     """Tensors done in this stage, of `total`."""
     total: int
