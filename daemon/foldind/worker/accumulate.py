@@ -12,7 +12,7 @@ from torch import Tensor
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.vocabulary import token_embeddings
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, listed
 from foldind.merging.catalog import CATALOG
 from foldind.merging.rule import Factored, Rule, TensorRecord
 from foldind.merging.sketch import WIDTH
@@ -152,8 +152,7 @@ def _statistics(tensor: PlannedTensor, parts: Sequence[FoldedBlock]) -> TensorSt
 
 
 def _refusal(names: Sequence[str]) -> CheckpointRefused:
-    more = f" and {len(names) - 5} more tensors" if len(names) > 5 else ""
     return CheckpointRefused(
-        f"it has NaN or infinite values in {', '.join(names[:5])}{more}",
+        f"it has NaN or infinite values in {listed(names)}",
         "the training run diverged or overflowed; submit a checkpoint from before that",
     )
