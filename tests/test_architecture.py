@@ -19,7 +19,7 @@ LEVELS = (
     {"state"},
     {"worker"},
     {"documents"},
-    {"intake"},
+    {"intake", "sealing"},
     {"attempt", "gate", "housekeeping", "preparation", "republication"},
     {"service"},
     {"serving"},

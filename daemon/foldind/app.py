@@ -49,7 +49,7 @@ from foldind.state.database import Database
 from foldind.state.folder import StateFolder
 from foldind.state.layout import check_recorded
 from foldind.state.ledger import Ledger
-from foldind.state.recovery import recover
+from foldind.state.recovery import read_plan, recover
 from foldind.state.sketches import Sketches
 from foldind.state.versions import Versions
 from foldind.systemd import READY, STOPPING, Systemd
@@ -92,7 +92,7 @@ def serve(root: Path, **flags: Any) -> None:
         recover(folder, ledger, versions)
         if head := versions.head():
             check_recorded(publication, configuration.merge.rule, head.state_files)
-        plan = Plan.from_json(folder.plan.read_bytes())
+        plan = read_plan(folder)
         merge = configuration.merge
         log.info("merge rule %s, published as %s", merge.rule, publication)
         log.info("merging by the linear algebra of %s, threads a product: %d", merge.backend, merge.threads)

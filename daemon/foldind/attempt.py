@@ -5,21 +5,22 @@ Everything here blocks on the disk.
 
 import base64
 import logging
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from foldind.config import Configuration, ServeSettings
-from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
+from foldind.documents import manifest
 from foldind.logs import about
+from foldind.merging.record import Record
+from foldind.sealing import Sealing
 from foldind.state.bases import KeptBases, bases_key
-from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
-from foldind.state.folder import StateFolder
+from foldind.state.durable import make_folder, remove, seal
+from foldind.state.folder import StateFolder, Temporaries
 from foldind.state.records import Gate, GateVerdict, Submission, Version, VersionState
 from foldind.state.recovery import point_latest
-from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
+from foldind.worker.jobs import job_of
 from foldind.worker.messages import FoldRequest, FoldResult
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,8 @@ class Attempt:
     """Of the version it makes."""
     bases: Path
     """Where the bases of the head's state lie, as far as they are there."""
-    state_folder: Path
-    """Where the worker writes the accumulated state; a temporary name."""
-    new_bases: Path
-    """Where the worker writes the bases of that state, if it publishes by them; a temporary name."""
-    snapshot_folder: Path
-    """Where the worker writes the merged model; a temporary name."""
+    temporary: Temporaries
+    """Where the worker writes."""
     started: float
     """time.monotonic()."""
 
@@ -58,6 +55,7 @@ class Attempts:
         self._settings = settings
         self._publication = configuration.merge.publication(settings.publication)
         self._versions = versions
+        self._sealing = Sealing(folder, configuration, settings, versions)
 
     def begin(self, submission: Submission) -> Attempt:
         """Clear away what earlier attempts left, and make the temporary folders. Raises OSError."""
@@ -70,61 +68,41 @@ class Attempts:
         bases = KeptBases(self._folder.bases)
         key = bases_key(head.state_files, self._merge) if head else ""
         bases.keep_only(key)
-        # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
-        suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        state_folder = self._folder.merge / f"v{last + 1}{suffix}"
-        snapshot_folder = self._folder.snapshots / f"v{last + 1}{suffix}"
-        new_bases = self._folder.bases / f"v{last + 1}{suffix}"
-        for temporary in (state_folder, snapshot_folder, new_bases):
-            make_folder(temporary)
-        return Attempt(submission, head, last + 1, bases.folder(key), state_folder, new_bases, snapshot_folder, started)
+        temporary = self._folder.temporary(last + 1)
+        for path in temporary:
+            make_folder(path)
+        return Attempt(submission, head, last + 1, bases.folder(key), temporary, started)
 
     def request(self, attempt: Attempt) -> FoldRequest:
         """Return what the worker is asked."""
         merge, head = self._merge, attempt.head
         return FoldRequest(
-            base=str(self._folder.base),
-            plan=str(self._folder.plan),
-            rule=merge.rule,
-            hyper_parameters=merge.hyper_parameters,
-            publication=self._publication,
-            backend=merge.backend,
-            threads=merge.threads,
+            job=job_of(self._folder, merge, self._settings, self._publication),
+            record=head.record if head else Record(0, 0.0, 0.0),
             max_rank=merge.max_rank,
-            memory_budget=self._settings.memory_budget,
             submission=str(self._folder.submission(attempt.submission.id)),
             vocab=attempt.submission.vocab,
             seed=attempt.submission.content_digest,
             take_out=attempt.submission.takes_out,
             accumulated=str(self._folder.accumulated(head.version)) if head else "",
             bases=str(attempt.bases),
-            submissions=head.submissions if head else 0,
-            task_vector_norm_sum=head.task_vector_norm_sum if head else 0.0,
-            accumulated_norm=head.accumulated_norm if head else 0.0,
-            state_folder=str(attempt.state_folder),
-            new_bases=str(attempt.new_bases),
-            snapshot_folder=str(attempt.snapshot_folder),
-            publish=self._settings.publish,
-            adapter_rank=self._settings.adapter_rank,
+            state_folder=str(attempt.temporary.state),
+            new_bases=str(attempt.temporary.bases),
+            snapshot_folder=str(attempt.temporary.snapshot),
         )
 
     def commit(self, attempt: Attempt, result: FoldResult) -> None:
         """Complete the snapshot, seal both folders, and record the version. Raises OSError."""
         merge, submission = self._merge, attempt.submission
         parent = attempt.head.version if attempt.head else 0
-        ancestors = self._versions.lineage(parent, LINEAGE_SHOWN) if parent else []
-        has_model = any("/" not in name for name in result.snapshot_files)
-        files = complete_snapshot(
-            attempt.snapshot_folder,
-            companion_files(self._folder.base) if has_model else (),
-            cards=model_cards(
-                attempt.number,
-                f"without {submission.name}" if submission.takes_out else submission.name,
-                ancestors,
-                result,
-                submissions=result.submissions,
-                rule=f"`{merge.rule}`, published as `{self._publication}`",
-            ),
+        files = self._sealing.seal_snapshot(
+            attempt.temporary.snapshot,
+            attempt.number,
+            parent,
+            result,
+            added=f"without {submission.name}" if submission.takes_out else submission.name,
+            submissions=result.record.submissions,
+            publication=self._publication,
             manifest=manifest(
                 attempt.number,
                 parent,
@@ -134,10 +112,8 @@ class Attempts:
                 merge=merge.to_json(),
                 publication=self._publication,
             ),
-            tensor_files=result.snapshot_files,
         )
-        seal(attempt.state_folder, self._folder.accumulated(attempt.number))
-        seal(attempt.snapshot_folder, self._folder.snapshot(attempt.number))
+        seal(attempt.temporary.state, self._folder.accumulated(attempt.number))
         self._versions.commit(
             Version(
                 version=attempt.number,
@@ -150,11 +126,11 @@ class Attempts:
                 rule=merge.rule,
                 publication=self._publication,
                 variant=False,
-                submissions=result.submissions,
+                submissions=result.record.submissions,
                 lambda_=result.lambda_,
-                accumulated_norm=result.accumulated_norm,
+                accumulated_norm=result.record.accumulated_norm,
                 task_vector_norm=result.task_vector_norm,
-                task_vector_norm_sum=result.task_vector_norm_sum,
+                task_vector_norm_sum=result.record.task_vector_norm_sum,
                 state_files=result.state_files,
                 files=files,
                 gate=Gate(GateVerdict.WAITING) if self._settings.gate else None,
@@ -163,9 +139,9 @@ class Attempts:
         )
         point_latest(self._folder, self._versions)
         try:
-            if any(attempt.new_bases.iterdir()) and self._settings.keep_bases:
-                KeptBases(self._folder.bases).add(attempt.new_bases, bases_key(result.state_files, merge))
-            remove(attempt.new_bases)
+            if any(attempt.temporary.bases.iterdir()) and self._settings.keep_bases:
+                KeptBases(self._folder.bases).add(attempt.temporary.bases, bases_key(result.state_files, merge))
+            remove(attempt.temporary.bases)
         except OSError as error:  # it is merged, and they are a cache
             log.warning("the bases of v%d are not kept: %s", attempt.number, error)
 

@@ -246,6 +246,6 @@ _TOLD = {"extra_forbidden": "there is no such setting", "tuple_type": 'it is a l
 
 def _malformed(what: str, error: ValidationError) -> StateError:
     first = error.errors()[0]
-    where = "".join(f"{part}: " for part in first["loc"][:1]) + "".join(f"{part}: " for part in first["loc"][1:])
+    where = "".join(f"{part}: " for part in first["loc"])
     told = _TOLD.get(first["type"], first["msg"].removeprefix("Value error, "))
     return StateError(f"{what}: {where}{told}", "correct it; a new foldin.toml lists the settings")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from foldind.merging.record import Record
 from foldind.state.records import Submission, Version
 from foldind.state.snapshots import ADAPTER_FOLDER, MODEL_CARD
 from foldind.worker.messages import AdapterStatistics, FoldResult, PublishResult
@@ -32,14 +33,11 @@ def manifest(
       merge: the settings that decide the bytes of a merge.
       publication: how the state was published.
     """
-    adapter = result.adapter
     return {
         "format": 1,
         "version": version,
         "parent": parent,
-        "base_digest": base_digest,
-        "merge": dict(merge),
-        "publication": publication,
+        **_origin(base_digest, merge, publication),
         "submission": {
             "name": submission.name,
             "labels": dict(sorted(submission.labels.items())),
@@ -48,13 +46,7 @@ def manifest(
             **({"takes_out": True} if submission.takes_out else {}),
             **({"common_rows": common_rows(submission)} if submission.common_rows else {}),
         },
-        "submissions": result.submissions,
-        "lambda": result.lambda_,
-        "accumulated_norm": result.accumulated_norm,
-        "task_vector_norm": result.task_vector_norm,
-        "dropped": result.dropped,
-        "mean_task_vector_norm": result.task_vector_norm_sum / result.submissions,
-        **({"adapter": asdict(adapter)} if adapter else {}),
+        **_figures(result.record, result, {"task_vector_norm": result.task_vector_norm, "dropped": result.dropped}),
         "tensors": {
             tensor.name: {
                 "treatment": tensor.treatment,
@@ -147,13 +139,23 @@ def variant_manifest(
         "version": version,
         "parent": parent.version,
         "variant": True,
-        "base_digest": base_digest,
-        "merge": dict(merge),
-        "publication": publication,
-        "submissions": parent.submissions,
+        **_origin(base_digest, merge, publication),
+        **_figures(parent.record, result, {}),
+    }
+
+
+def _origin(base_digest: str, merge: Mapping[str, Any], publication: str) -> dict[str, Any]:
+    return {"base_digest": base_digest, "merge": dict(merge), "publication": publication}
+
+
+def _figures(record: Record, result: FoldResult | PublishResult, of_the_fold: Mapping[str, float]) -> dict[str, Any]:
+    # Equal merges are equal bytes: the order of the keys is a part of them.
+    return {
+        "submissions": record.submissions,
         "lambda": result.lambda_,
-        "accumulated_norm": parent.accumulated_norm,
-        "mean_task_vector_norm": parent.mean_task_vector_norm,
+        "accumulated_norm": record.accumulated_norm,
+        **of_the_fold,
+        "mean_task_vector_norm": record.mean_task_vector_norm,
         **({"adapter": asdict(result.adapter)} if result.adapter else {}),
     }
 

@@ -23,8 +23,8 @@ from foldind.state.room import merge_bytes
 from foldind.state.versions import Versions
 from foldind.worker.blocks import projected_matrices
 from foldind.worker.estimates import basis_computation_bytes
-from foldind.worker.messages import BasisRequest, BasisTarget, Failed
-from foldind.worker.supervisor import Supervisor, WorkerDied
+from foldind.worker.messages import BasisRequest, BasisTarget
+from foldind.worker.supervisor import Supervisor, WorkerDied, WorkFailed
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Preparation:
             done = await self._compute(head)
             del self._missing[:done]
             self._tell_if_ready(head)
-        except (OSError, WorkerDied) as error:
+        except (OSError, WorkFailed, WorkerDied) as error:
             # Not again before the next version: its fold computes by itself what is missing.
             if not self._supervisor.stopped:
                 log.warning("%d of %d bases are not kept: %s", len(self._missing), len(self._matrices), error)
@@ -122,9 +122,7 @@ class Preparation:
             ),
         )
         try:
-            answer = await self._supervisor.compute_bases(request)
-            if isinstance(answer, Failed):
-                raise OSError(answer.message)
+            await self._supervisor.compute_bases(request)
             for file, path in temporary.items():
                 await asyncio.to_thread(self._kept.seal, path, file)
         finally:

@@ -4,32 +4,26 @@ Nothing is merged for it. It is asked for from any task, and done by the loop th
 """
 
 import asyncio
-import errno
 import logging
-import os
-import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings, check_forms
-from foldind.documents import LINEAGE_SHOWN, model_cards, variant_manifest
-from foldind.errors import FoldinError, WrongState
+from foldind.documents import variant_manifest
+from foldind.errors import CheckpointRefused, FoldinError, WrongState
+from foldind.sealing import Sealing
 from foldind.state.bases import KeptBases, bases_key
-from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove, seal
-from foldind.state.folder import StateFolder
+from foldind.state.durable import make_folder, remove
+from foldind.state.folder import StateFolder, Temporaries
 from foldind.state.layout import check_recorded
 from foldind.state.records import Version
-from foldind.state.snapshots import companion_files, complete_snapshot
 from foldind.state.versions import Versions
-from foldind.worker.messages import Failed, Progress, PublishRequest, PublishResult, Refused
-from foldind.worker.supervisor import Supervisor
+from foldind.worker.jobs import job_of
+from foldind.worker.messages import PublishRequest, PublishResult, Report
+from foldind.worker.supervisor import Supervisor, WorkFailed
 
 log = logging.getLogger(__name__)
-
-Report = Callable[[Progress], None]
 
 
 class RepublicationFailed(FoldinError):
@@ -65,6 +59,7 @@ class Republication:
         self._supervisor = supervisor
         self._changes = changes
         self._kept = KeptBases(folder.bases)
+        self._sealing = Sealing(folder, configuration, settings, versions)
         self._asked: list[_Asked] = []
 
     async def ask(self, publication: str, alias: str, report: Report) -> Version:
@@ -108,48 +103,29 @@ class Republication:
             raise WrongState("nothing has been merged yet", "submit a checkpoint first")
         check_recorded(asked.publication, self._configuration.merge.rule, head.state_files)
         number = await asyncio.to_thread(self._versions.last_number) + 1
-        suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        snapshot, new_bases = self._folder.snapshots / f"v{number}{suffix}", self._folder.bases / f"v{number}{suffix}"
+        temporary = self._folder.temporary(number)
         try:
-            for folder in (snapshot, new_bases):
+            for folder in (temporary.snapshot, temporary.bases):
                 await asyncio.to_thread(make_folder, folder)
-            request = self._request(head, asked.publication, snapshot, new_bases)
-            answer = await self._supervisor.publish(request, asked.report)
-            match answer:
-                case PublishResult():
-                    return await asyncio.to_thread(
-                        self._commit, head, number, asked, answer, snapshot, new_bases, started
-                    )
-                case Refused(reason):
-                    raise RepublicationFailed(reason)
-                case Failed(message, 0):
-                    raise RepublicationFailed(f"it failed: {message}", "the daemon's log has the details")
-                case Failed(message, disk_errno):
-                    raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
+            request = self._request(head, asked.publication, temporary)
+            result = await self._supervisor.publish(request, asked.report)
+            return await asyncio.to_thread(self._commit, head, number, asked, result, temporary, started)
+        except CheckpointRefused as error:
+            raise RepublicationFailed(error.reason, error.hint) from error
+        except WorkFailed as error:
+            raise RepublicationFailed(f"it failed: {error.reason}", "the daemon's log has the details") from error
         finally:
-            for folder in (snapshot, new_bases):
+            for folder in (temporary.snapshot, temporary.bases):
                 await asyncio.to_thread(remove, folder)
-        raise OSError(errno.EIO, f"the worker answered {answer}")
 
-    def _request(self, head: Version, publication: str, snapshot: Path, new_bases: Path) -> PublishRequest:
+    def _request(self, head: Version, publication: str, temporary: Temporaries) -> PublishRequest:
         merge = self._configuration.merge
         return PublishRequest(
-            base=str(self._folder.base),
-            plan=str(self._folder.plan),
-            rule=merge.rule,
-            hyper_parameters=merge.hyper_parameters,
-            publication=publication,
-            backend=merge.backend,
-            threads=merge.threads,
-            memory_budget=self._settings.memory_budget,
+            job=job_of(self._folder, merge, self._settings, publication),
+            record=head.record,
             accumulated=str(self._folder.accumulated(head.version)),
-            bases=(str(new_bases), str(self._kept.folder(bases_key(head.state_files, merge)))),
-            submissions=head.submissions,
-            task_vector_norm_sum=head.task_vector_norm_sum,
-            accumulated_norm=head.accumulated_norm,
-            snapshot_folder=str(snapshot),
-            publish=self._settings.publish,
-            adapter_rank=self._settings.adapter_rank,
+            bases=(str(temporary.bases), str(self._kept.folder(bases_key(head.state_files, merge)))),
+            snapshot_folder=str(temporary.snapshot),
         )
 
     def _commit(
@@ -158,24 +134,18 @@ class Republication:
         number: int,
         asked: _Asked,
         result: PublishResult,
-        snapshot: Path,
-        new_bases: Path,
+        temporary: Temporaries,
         started: float,
     ) -> Version:
         merge = self._configuration.merge
-        lineage = self._versions.lineage(head.version, LINEAGE_SHOWN)
-        has_model = any("/" not in name for name in result.snapshot_files)
-        files = complete_snapshot(
-            snapshot,
-            companion_files(self._folder.base) if has_model else (),
-            cards=model_cards(
-                number,
-                f"nothing: v{head.version} in another publication",
-                lineage,
-                result,
-                submissions=head.submissions,
-                rule=f"`{merge.rule}`, published as `{asked.publication}`",
-            ),
+        files = self._sealing.seal_snapshot(
+            temporary.snapshot,
+            number,
+            head.version,
+            result,
+            added=f"nothing: v{head.version} in another publication",
+            submissions=head.submissions,
+            publication=asked.publication,
             manifest=variant_manifest(
                 number,
                 head,
@@ -184,9 +154,7 @@ class Republication:
                 merge=merge.to_json(),
                 publication=asked.publication,
             ),
-            tensor_files=result.snapshot_files,
         )
-        seal(snapshot, self._folder.snapshot(number))
         version = replace(
             head,
             version=number,
@@ -202,5 +170,5 @@ class Republication:
         )
         self._versions.commit_variant(version)
         if self._settings.keep_bases:
-            self._kept.add(new_bases, bases_key(head.state_files, merge))
+            self._kept.add(temporary.bases, bases_key(head.state_files, merge))
         return version

@@ -10,7 +10,6 @@ The order of a merge (its steps are in attempt.py), and what a crash after each 
 
 import asyncio
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Literal, get_args
 from foldind.attempt import Attempts, log_merged
 from foldind.changes import Changes
 from foldind.config import Configuration, ServeSettings
-from foldind.errors import WrongState
+from foldind.errors import CheckpointRefused, ShuttingDown, StateError, WrongState
 from foldind.housekeeping import keep_house, undo_newest
 from foldind.logs import about
 from foldind.metrics import MergeStages, Metrics
@@ -31,9 +30,10 @@ from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.records import Submission, SubmissionState, Version
+from foldind.state.verification import verify_foundation
 from foldind.state.versions import Versions
-from foldind.worker.messages import Failed, FoldResult, Progress, Refused
-from foldind.worker.supervisor import FoldFailed, Supervisor, WorkerDied
+from foldind.worker.messages import Progress
+from foldind.worker.supervisor import Supervisor, WorkerDied
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class MergeService:
         metrics: Metrics,
     ):
         self._folder = folder
+        self._configuration = configuration
         self._attempts = Attempts(folder, configuration, settings, versions)
         self._settings = settings
         self._ledger = ledger
@@ -103,10 +104,13 @@ class MergeService:
                     raise
                 log.exception("the worker did not start; once more")
         self._changes.announce()
+        verified = False
         while not self._stopping.is_set():
             seen = self._changes.count
             self._pulse.beat()
             try:
+                if not verified:
+                    verified = await asyncio.to_thread(self._verify)
                 async with self._head:
                     if await asyncio.to_thread(keep_house, self._folder, self._ledger, self._versions, self._settings):
                         self._changes.announce()  # to who watches it
@@ -122,6 +126,19 @@ class MergeService:
             if not merged and not await self._prepare():
                 self._pulse.beat(HOUSEKEEPING_SECONDS)
                 await self._changes.wait(seen, HOUSEKEEPING_SECONDS)
+
+    def _verify(self) -> bool:
+        """Check what the next merge builds on, and tell whether that came to its end."""
+
+        def before_block() -> None:
+            if self._stopping.is_set():
+                raise ShuttingDown("the daemon was stopped")
+            self._pulse.beat()
+
+        with suppress(ShuttingDown):
+            verify_foundation(self._folder, self._configuration, self._versions.head(), before_block)
+            return True
+        return False
 
     async def stop(self, running: "asyncio.Task[None]") -> None:
         """End `run`: a running merge gets the grace to finish, then it goes back to the queue."""
@@ -242,21 +259,17 @@ class MergeService:
                 stages.begin("publish")
             self._report(submission.id, progress)
 
-        with self._waiting_for_worker():
-            answer = await self._supervisor.fold(request, report)
-        match answer:
-            case Failed(message, 0):
-                raise FoldFailed(message)
-            case Failed(message, disk_errno):
-                raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
-            case Refused(reason):
-                await asyncio.to_thread(self._ledger.reject, submission.id, reason)
-                submission_log.warning("rejected: %s", reason)
-            case FoldResult():
-                stages.begin("commit")
-                await asyncio.to_thread(self._attempts.commit, attempt, answer)
-                self._metrics.observe_merge(stages)
-                log_merged(attempt, answer)
+        try:
+            with self._waiting_for_worker():
+                result = await self._supervisor.fold(request, report)
+        except CheckpointRefused as error:
+            await asyncio.to_thread(self._ledger.reject, submission.id, str(error))
+            submission_log.warning("rejected: %s", error)
+            return
+        stages.begin("commit")
+        await asyncio.to_thread(self._attempts.commit, attempt, result)
+        self._metrics.observe_merge(stages)
+        log_merged(attempt, result)
 
     @contextmanager
     def _waiting_for_worker(self) -> Iterator[None]:
@@ -279,10 +292,11 @@ class MergeService:
             about(log, submission_id).info("%s tensor %d of %d", progress.stage, progress.done, progress.total)
 
     def _pause(self, error: BaseException) -> None:
+        expected = isinstance(error, StateError) or is_disk_trouble(error)
         hint = "make room or mend the disk" if is_disk_trouble(error) else "the daemon's log has the details"
         reason = f"paused: {error}; {hint}; the daemon tries again every few seconds"
         if reason != self.paused_reason:
-            log.error("%s", reason, exc_info=None if is_disk_trouble(error) else error)
+            log.error("%s", reason, exc_info=None if expected else error)
             self.paused_reason = reason
             self.paused_by = "disk" if is_disk_trouble(error) else "error"
             self._changes.announce()

@@ -55,7 +55,7 @@ def run(folder: Path, settings: Settings) -> None:
     for variant in VARIANTS:
         result, merged = _merge(folder / variant.name, suite / "base", tasks, variant, settings.keep)
         exact = exact or merged
-        norm = result.task_vector_norm_sum / len(tasks)
+        norm = result.record.task_vector_norm_sum / len(tasks)
         told = f"{_dtypes(merged)} | {result.lambda_:.6f} | {norm:.6f}"
         print(
             f"| {_short(variant.base)} | {_short(variant.submissions)} | {told} | {_difference(merged, exact, base)} |"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from foldind.checkpoints.plan import Plan
 from foldind.checkpoints.vocabulary import VocabPolicy
+from foldind.config import PublishedAs
+from foldind.merging.record import Record
 from foldind.state.layout import dense_tensors
 from foldind.worker.blocks import projected_matrices
 from foldind.worker.messages import (
@@ -18,6 +20,7 @@ from foldind.worker.messages import (
     BasisTarget,
     FoldRequest,
     FoldResult,
+    Job,
     Message,
     Progress,
     Ready,
@@ -86,7 +89,7 @@ def fold(
     before: tuple[Path, FoldResult] | None = None,
     bases: Path | None = None,
     budget: int = GENEROUS,
-    publish: tuple[str, ...] = ("model",),
+    publish: tuple[PublishedAs, ...] = ("model",),
     max_rank: int = 0,
     rule: str = "opcm",
 ) -> Folded:
@@ -106,32 +109,33 @@ def fold(
     """
     for name in ("state", "snapshot", "new_bases"):
         (place / name).mkdir(parents=True)
+    job = Job(
+        base=str(root / "base"),
+        plan=str(root / "plan.json"),
+        rule=rule,
+        hyper_parameters={},
+        publication="",
+        backend="numpy",
+        threads=1,
+        memory_budget=budget,
+        publish=publish,
+        adapter_rank=0,
+    )
     started, stages = time.perf_counter(), {}
     result = worker.ask(
         FoldRequest(
-            base=str(root / "base"),
-            plan=str(root / "plan.json"),
-            rule=rule,
-            hyper_parameters={},
-            publication="",
-            backend="numpy",
-            threads=1,
+            job=job,
+            record=before[1].record if before else Record(0, 0.0, 0.0),
             max_rank=max_rank,
-            memory_budget=budget,
             submission=str(submission),
             vocab=VocabPolicy.SAME,
             seed="",
             take_out=False,
             accumulated=str(before[0]) if before else "",
             bases=str(bases or place),
-            submissions=before[1].submissions if before else 0,
-            task_vector_norm_sum=before[1].task_vector_norm_sum if before else 0.0,
-            accumulated_norm=before[1].accumulated_norm if before else 0.0,
             state_folder=str(place / "state"),
             new_bases=str(place / "new_bases"),
             snapshot_folder=str(place / "snapshot"),
-            publish=publish,
-            adapter_rank=0,
         ),
         lambda progress: stages.setdefault(progress.stage.partition(" ")[0], time.perf_counter()) and None,
     )

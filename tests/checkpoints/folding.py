@@ -9,9 +9,11 @@ import torch
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
 from foldind.checkpoints.vocabulary import VocabPolicy
+from foldind.config import PublishedAs
+from foldind.merging.record import Record
 from foldind.state.layout import ACCUMULATED
 from foldind.worker.fold import fold_submission
-from foldind.worker.messages import FoldRequest, FoldResult, Progress
+from foldind.worker.messages import FoldRequest, FoldResult, Job, Progress
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
@@ -57,7 +59,7 @@ class Stream:
         backend: str = "torch",
         memory_budget: int = 2**30,
         max_rank: int = 0,
-        publish: tuple[str, ...] = ("model",),
+        publish: tuple[PublishedAs, ...] = ("model",),
         adapter_rank: int = 0,
         rule: str = "opcm",
         publication: str = "",
@@ -65,18 +67,24 @@ class Stream:
     ):
         self._root = root
         self.backend = backend
-        self._memory_budget = memory_budget
         self._max_rank = max_rank
-        self._publish = publish
-        self._adapter_rank = adapter_rank
-        self._rule = rule
-        self._publication = publication
         self.bases = root / "bases"
-        self._hyper_parameters = hyper_parameters
         self.base = root / "base" if base is None else write(root / "base", base, shards)
         self.plan: Plan = make_plan(open_checkpoint(self.base))
         self._plan_file = root / "plan.json"
         self._plan_file.write_text(self.plan.to_json())
+        self._job = Job(
+            base=str(self.base),
+            plan=str(self._plan_file),
+            rule=rule,
+            hyper_parameters=hyper_parameters,
+            publication=publication,
+            backend=backend,
+            threads=1,
+            memory_budget=memory_budget,
+            publish=publish,
+            adapter_rank=adapter_rank,
+        )
         self._results: list[FoldResult] = []
         self.progress: list[Progress] = []
         self._attempts = 0
@@ -87,8 +95,14 @@ class Stream:
         """Fold one; a refused one leaves no trace but its folders."""
         return self.fold_folder(write(self._root / f"submission{self._attempts}", submission, shards), vocab)
 
-    def fold_folder(self, submission: Path, vocab: VocabPolicy = VocabPolicy.SAME) -> FoldResult:
-        """As `fold`, of one that lies in a folder."""
+    def take_out(self, submission: Mapping[str, Tensor]) -> FoldResult:
+        """Take one out again."""
+        return self.fold_folder(write(self._root / f"submission{self._attempts}", submission), take_out=True)
+
+    def fold_folder(
+        self, submission: Path, vocab: VocabPolicy = VocabPolicy.SAME, *, take_out: bool = False
+    ) -> FoldResult:
+        """As `fold` and `take_out`, of one that lies in a folder."""
         self._attempts += 1
         self.progress.clear()
         last = self._results[-1] if self._results else None
@@ -96,29 +110,18 @@ class Stream:
             folder.mkdir(parents=True)
         result = fold_submission(
             FoldRequest(
-                base=str(self.base),
-                plan=str(self._plan_file),
-                rule=self._rule,
-                hyper_parameters=self._hyper_parameters,
-                publication=self._publication,
-                backend=self.backend,
-                threads=1,
+                job=self._job,
+                record=last.record if last else Record(0, 0.0, 0.0),
                 max_rank=self._max_rank,
-                memory_budget=self._memory_budget,
                 submission=str(submission),
                 vocab=vocab,
                 seed=submission.name,
-                take_out=False,
+                take_out=take_out,
                 accumulated=str(self.merged_state) if last else "",
                 bases=str(self.bases),
-                submissions=last.submissions if last else 0,
-                task_vector_norm_sum=last.task_vector_norm_sum if last else 0.0,
-                accumulated_norm=last.accumulated_norm if last else 0.0,
                 state_folder=str(self.state_folder),
                 new_bases=str(self.new_bases),
                 snapshot_folder=str(self.snapshot_folder),
-                publish=self._publish,
-                adapter_rank=self._adapter_rank,
             ),
             self.progress.append,
         )

@@ -87,7 +87,8 @@ def test_factors_of_an_adapter() -> None:
 @pytest.mark.parametrize("shape", [(9, 5), (5, 9), (7, 7), (1, 6)])
 def test_basis_is_as_large_as_its_file(shape: tuple[int, int], generator: Generator, tmp_path: Path) -> None:
     write_basis(tmp_path / "basis", decompose(torch.randn(shape, generator=generator), alpha=0.5))
-    assert sum(tensor.nbytes for tensor in read_header(tmp_path / "basis").tensors) == basis_bytes(*shape)
+    tensors = read_header(tmp_path / "basis").tensors
+    assert sum(tensor.nbytes for tensor in tensors if tensor.name != "sha256") == basis_bytes(*shape)
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,11 @@ class TestAgainstOracle:
             assert relative_error(stream.accumulated, step.accumulated) <= 1e-5
             assert relative_error(stream.merged, step.merged) <= 1e-6
             assert result.lambda_ == pytest.approx(step.lambda_, rel=1e-6)
-            assert result.accumulated_norm == pytest.approx(oracle.norm(step.accumulated), rel=1e-6)
-            assert (result.submissions, result.task_vector_norm_sum) == (count, pytest.approx(norms, rel=1e-15))
+            assert result.record.accumulated_norm == pytest.approx(oracle.norm(step.accumulated), rel=1e-6)
+            assert (result.record.submissions, result.record.task_vector_norm_sum) == (
+                count,
+                pytest.approx(norms, rel=1e-15),
+            )
 
     @pytest.mark.parametrize("base_dtype", DIGITS)
     @pytest.mark.parametrize("dtype", DIGITS)

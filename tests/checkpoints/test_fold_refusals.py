@@ -122,7 +122,7 @@ class TestRefusals:
         stream = Stream(tmp_path, base)
         stream.fold({"bias": base["bias"] + 0.5})
         result = stream.fold({"bias": base["bias"] - 0.5})
-        assert (result.accumulated_norm, result.lambda_) == (0.0, 1.0)
+        assert (result.record.accumulated_norm, result.lambda_) == (0.0, 1.0)
         assert torch.equal(stream.merged["bias"], base["bias"])
         stream.fold({"bias": base["bias"] + 0.25})
         assert torch.isfinite(stream.merged["bias"]).all()

@@ -182,7 +182,7 @@ class TestDense:
         batch = Batch(base, submissions)
         assert_close(stream, base, batch, batch.of_rule(rule), 1e-6)
         length = oracle.norm({name: values for name, values in update_of(stream, base).items() if name != HEAD})
-        assert result.lambda_ == pytest.approx(result.accumulated_norm / length, rel=1e-5)
+        assert result.lambda_ == pytest.approx(result.record.accumulated_norm / length, rel=1e-5)
         assert torch.equal(stream.merged[EXPERTS][2], base[EXPERTS][2])
 
     @pytest.mark.parametrize("publication", PUBLISHED)

@@ -100,7 +100,7 @@ def test_what_peft_has_no_place_for_is_named(tmp_path: Path) -> None:
         *("down_proj", "down_proj_bias", "gate_up_proj", "gate_up_proj_bias", "sinks")
     }
     lost = sum(tensor.task_vector_norm**2 for tensor in result.tensors if tensor.name in result.adapter.left_out)
-    assert result.adapter.retained[-1] == pytest.approx(1 - lost / result.accumulated_norm**2, rel=1e-6)
+    assert result.adapter.retained[-1] == pytest.approx(1 - lost / result.record.accumulated_norm**2, rel=1e-6)
     base = type(model).from_pretrained(stream.base)
     PeftModel.from_pretrained(base, stream.snapshot_folder / "adapter")
 

@@ -8,8 +8,9 @@ import torch
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.plan import make_plan
 from foldind.errors import CheckpointRefused
+from foldind.merging.record import Record
 from foldind.state.layout import ACCUMULATED
-from foldind.worker.messages import PublishRequest
+from foldind.worker.messages import Job, PublishRequest
 from foldind.worker.publish import publish
 from safetensors.torch import save_file
 from torch import Generator, Tensor
@@ -29,7 +30,7 @@ def published(root: Path, base: Tensor, accumulated: Tensor, lambda_: float = 1.
     (root / "state").mkdir()
     save_file({NAME: accumulated}, root / "state" / ACCUMULATED)
     (root / "snapshot").mkdir()
-    request = PublishRequest(
+    job = Job(
         base=str(folder),
         plan=str(plan),
         rule="opcm",
@@ -38,14 +39,15 @@ def published(root: Path, base: Tensor, accumulated: Tensor, lambda_: float = 1.
         backend="torch",
         threads=1,
         memory_budget=2**30,
-        accumulated=str(root / "state"),
-        bases=(str(root),),
-        submissions=1,
-        task_vector_norm_sum=1.0,
-        accumulated_norm=lambda_,
-        snapshot_folder=str(root / "snapshot"),
         publish=("model",),
         adapter_rank=0,
+    )
+    request = PublishRequest(
+        job=job,
+        record=Record(1, 1.0, lambda_),
+        accumulated=str(root / "state"),
+        bases=(str(root),),
+        snapshot_folder=str(root / "snapshot"),
     )
     assert publish(request, lambda _: None).lambda_ == lambda_
     merged = load_model(root / "snapshot")[NAME]

@@ -122,6 +122,16 @@ def test_rules_that_do_not_allow_it(rule: str, serve: Serve, checkpoints: dict[s
         assert len(client.list()) == 1
 
 
+def test_nothing_is_taken_out_of_what_may_have_dropped_parts(base: Path, tmp_path: Path) -> None:
+    settings = ("--rule", "average", "--max-rank", "6")
+    with (
+        Daemon(tmp_path / "state", base, init_flags=settings) as daemon,
+        daemon.client() as client,
+        pytest.raises(FailedPrecondition, match=r"max_rank = 6 .* `foldin rollback`"),
+    ):
+        client.submit(base, take_out=True)
+
+
 def test_killed_meanwhile_it_is_taken_out_once(serve: Serve, checkpoints: dict[str, Path]) -> None:
     daemon = serve("state", "average")
     with daemon.client() as client:

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from foldind import attempt, service
+from foldind import attempt, sealing, service
 from foldind.intake import admission, copies, filing, uploads
 from foldind.state import bases, durable, recovery
 from foldind.state.durable import DurableFile
@@ -97,8 +97,8 @@ class Step(StrEnum):
     FOLDING = "folding"
     PUBLISHING = "publishing"
     SNAPSHOT_COMPLETED = "snapshot completed"
-    STATE_SEALED = "state sealed"
     SNAPSHOT_SEALED = "snapshot sealed"
+    STATE_SEALED = "state sealed"
     VERSION_COMMITTED = "version committed"
     LATEST_POINTED = "latest pointed"
     RECEIPT_WRITTEN = "receipt written"
@@ -136,9 +136,9 @@ SPOTS = {
     Step.WORKER_ANSWERED: Spot(Supervisor, "fold"),
     Step.FOLDING: Spot(service.MergeService, "_report", counts=_stage("folding")),
     Step.PUBLISHING: Spot(service.MergeService, "_report", counts=_stage("publishing")),
-    Step.SNAPSHOT_COMPLETED: Spot(attempt, "complete_snapshot"),
+    Step.SNAPSHOT_COMPLETED: Spot(sealing, "complete_snapshot"),
+    Step.SNAPSHOT_SEALED: Spot(sealing, "seal"),
     Step.STATE_SEALED: Spot(attempt, "seal"),
-    Step.SNAPSHOT_SEALED: Spot(attempt, "seal", nth=2),
     Step.VERSION_COMMITTED: Spot(Versions, "commit"),
     Step.LATEST_POINTED: Spot(recovery, "replace_symlink", counts=_new_target),
     Step.RECEIPT_WRITTEN: Spot(filing, "write_file"),  # only of what was dropped into the watched folder

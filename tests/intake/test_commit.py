@@ -12,7 +12,7 @@ from foldin.v1 import submissions_pb2 as pb
 from grpc import StatusCode
 from torch import Tensor
 
-from tests.support.daemon import Daemon, wait_for
+from tests.support.daemon import Daemon
 from tests.support.wire import (
     CHUNK,
     INDEX,

@@ -5,8 +5,9 @@ from typing import Self
 
 import torch
 from foldind.merging.catalog import ACCUMULATED
+from foldind.merging.record import Record, TensorRecord
 from foldind.merging.registry import nothing_merged
-from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
+from foldind.merging.rule import Rule, State, Step
 from torch import Tensor
 
 from tests.merging.rules import statistics_of

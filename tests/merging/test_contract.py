@@ -11,9 +11,10 @@ import torch
 from foldind.checkpoints.tensors import TORCH_DTYPES
 from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, SPECTRAL, slots_of
 from foldind.merging.publications import CANCELLED
+from foldind.merging.record import Record, TensorRecord
 from foldind.merging.registry import ACCUMULATIONS, make_rule, nothing_merged
 from foldind.merging.registry import PUBLICATIONS as FACTORIES
-from foldind.merging.rule import Publication, Record, Rule, State, Step, TensorRecord
+from foldind.merging.rule import Publication, Rule, State, Step
 from torch import Generator, Tensor
 
 from tests.merging.matrices import random
@@ -254,7 +255,7 @@ class TestPublication:
         assert name in FACTORIES
         assert (publication.spectrum is not None) == (name in SPECTRAL)
         assert (publication.divisor is not None) == (name in DIVIDING)
-        assert combination.make().needs_bases == (CATALOG[combination.rule].projects or name in SPECTRAL)
+        assert (combination.make().accumulation.projection is not None) == CATALOG[combination.rule].projects
 
     def test_every_publication_is_in_the_catalog(self) -> None:
         own = {name for name, entry in CATALOG.items() if entry.own is not None}

@@ -354,3 +354,13 @@ def test_regression_of_low_rank_task_vectors(generator: Generator) -> None:
     for one in handed_in:
         merge.fold(one)
     assert relative(merge.update["w"], oracle.regression(exact(handed_in, "w"), 0.3)) <= 1e-6
+
+
+@pytest.mark.parametrize("eps", ["1e-9", "1e-30"])
+def test_regression_with_next_to_no_mean_does_not_fail(eps: str, generator: Generator) -> None:
+    """Where the Gram matrix is singular but for rounding, it gets as much of the mean as it needs."""
+    merge = Merge(make_rule("regression", publication=f"regression:{eps}"))
+    for _ in range(3):
+        merge.fold({"w": torch.randn(64, 2, generator=generator) @ torch.randn(2, 48, generator=generator)})
+    assert torch.isfinite(merge.update["w"]).all()
+    assert float(merge.update["w"].norm()) <= 10 * float(merge.states["w"]["accumulated"].norm())

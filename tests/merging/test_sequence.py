@@ -10,8 +10,9 @@ import pytest
 import torch
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.publications import norm
+from foldind.merging.record import Record, TensorRecord
 from foldind.merging.registry import make_rule
-from foldind.merging.rule import Record, Rule, TensorRecord
+from foldind.merging.rule import Rule
 from torch import Generator, Tensor
 
 from tests.merging import oracle

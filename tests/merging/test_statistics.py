@@ -6,9 +6,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from foldind.merging.record import Record, TensorRecord
 from foldind.merging.registry import make_rule, nothing_merged
 from foldind.merging.regmean import is_gram
-from foldind.merging.rule import Record, Rule, State, Step, TensorRecord
+from foldind.merging.rule import Rule, State, Step
 from torch import Generator, Tensor
 
 Pair = tuple[Tensor, Tensor | None]
@@ -210,6 +211,21 @@ class TestBoth:
         step = Step(matrix=True, seed=0, statistics=1e6 * statistics)
         rest = rule.accumulation.take_out(state, task_vector, step)
         close(published(rule, rest, 3), merge(rule, pairs), 1e-6)
+
+    def test_so_it_does_where_nobody_is_left_who_says_anything(self, rule: Rule, generator: Generator) -> None:
+        """Also where those that went differ in their weights: rounding is not divided by rounding."""
+        silent = (torch.zeros(12, 8), None)
+        loud = [
+            (task_vector, weight * statistics)
+            for weight, (task_vector, statistics) in zip((1, 1e-6, 1e-3), pairs_for(rule, generator, 3), strict=True)
+            if statistics is not None
+        ]
+        for order in permutations(loud):
+            state = fold(rule, [*loud, silent])
+            assert rule.accumulation.take_out is not None
+            for task_vector, statistics in order:
+                state = rule.accumulation.take_out(state, task_vector, Step(True, 0, statistics))
+            assert float(published(rule, state, 1).norm()) <= 1e-5 * float(loud[0][0].norm())
 
     def test_who_says_nothing_has_no_weight(self, rule: Rule, generator: Generator) -> None:
         pairs = pairs_for(rule, generator, 2)

@@ -12,8 +12,9 @@ from foldind.checkpoints.match import check_against_plan
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import CheckpointRefused
 from foldind.memory import reset_peak, resident_bytes
+from foldind.merging.record import Record
 from foldind.worker.fold import fold_submission
-from foldind.worker.messages import FoldRequest
+from foldind.worker.messages import FoldRequest, Job
 
 from tests.mutations.bases import IGNORE, Base, make
 from tests.mutations.claim import Contradiction
@@ -75,7 +76,7 @@ def _submit(root: Path, base: Base, submission: Path, *, partial: bool) -> None:
     check_against_plan(open_checkpoint(submission, base.limits), base.plan, ignore=IGNORE, partial=partial)
     for folder in ("state", "snapshot"):
         (root / folder).mkdir()
-    request = FoldRequest(
+    job = Job(
         base=str(base.folder),
         plan=str(base.plan_file),
         rule="opcm",
@@ -83,21 +84,22 @@ def _submit(root: Path, base: Base, submission: Path, *, partial: bool) -> None:
         publication="",
         backend="torch",
         threads=1,
-        max_rank=0,
         memory_budget=2**30,
+        publish=("model", "adapter"),
+        adapter_rank=0,
+    )
+    request = FoldRequest(
+        job=job,
+        record=Record(0, 0.0, 0.0),
+        max_rank=0,
         submission=str(submission),
         vocab=VocabPolicy.SAME,
         seed="",
         take_out=False,
         accumulated="",
         bases=str(root / "bases"),
-        submissions=0,
-        task_vector_norm_sum=0.0,
-        accumulated_norm=0.0,
         state_folder=str(root / "state"),
         new_bases=str(root / "new_bases"),
         snapshot_folder=str(root / "snapshot"),
-        publish=("model", "adapter"),
-        adapter_rank=0,
     )
     fold_submission(request, lambda progress: None)

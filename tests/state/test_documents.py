@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
-from foldind.documents import LINEAGE_SHOWN, manifest, model_cards
+from foldind.documents import LINEAGE_SHOWN, manifest, model_cards, variant_manifest
+from foldind.merging.record import Record
 from foldind.state.durable import FileDigest, digest_file
 from foldind.state.records import Submission, SubmissionState, Version, VersionState
-from foldind.worker.messages import AdapterStatistics, FoldResult, TensorStatistics
+from foldind.worker.messages import AdapterStatistics, FoldResult, PublishResult, TensorStatistics
 
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors, make_base
@@ -55,9 +56,7 @@ def result(submissions: int = 1) -> FoldResult:
         bases_computed=0,
         adapter=None,
         sketch="",
-        submissions=submissions,
-        task_vector_norm_sum=2.0 * submissions,
-        accumulated_norm=3.0,
+        record=Record(submissions, 2.0 * submissions, 3.0),
         task_vector_norm=2.0,
         lambda_=1.5,
         tensors=(TensorStatistics("w", "projected", 2.0, 0.5, 3),),
@@ -117,6 +116,24 @@ def test_manifest() -> None:
         assert secret not in text
 
 
+def test_the_keys_of_a_manifest_keep_their_order() -> None:
+    """Of both kinds: it decides their bytes."""
+    settings = {"base_digest": "b" * 64, "merge": {"rule": "opcm"}, "publication": "norm"}
+    adapter = AdapterStatistics(1, (1.0,), ())
+    origin = ["base_digest", "merge", "publication"]
+    merged = manifest(1, 0, submission(), replace(result(), adapter=adapter), **settings)  # type: ignore[arg-type]
+    assert list(merged) == [
+        *("format", "version", "parent", *origin, "submission", "submissions", "lambda", "accumulated_norm"),
+        *("task_vector_norm", "dropped", "mean_task_vector_norm", "adapter", "tensors"),
+    ]
+    (parent,) = ancestors(1)
+    variant = variant_manifest(2, parent, PublishResult(1.5, adapter, {}, 0), **settings)  # type: ignore[arg-type]
+    assert list(variant) == [
+        *("format", "version", "parent", "variant", *origin, "submissions", "lambda", "accumulated_norm"),
+        *("mean_task_vector_norm", "adapter"),
+    ]
+
+
 def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none() -> None:
     settings = {"base_digest": "b" * 64, "merge": {"rule": "opcm"}, "publication": "norm"}
     without = manifest(1, 0, submission(), result(), **settings)  # type: ignore[arg-type]
@@ -128,7 +145,7 @@ def test_a_manifest_tells_of_common_rows_and_says_nothing_where_there_are_none()
 
 def cards(version: int, added: str, result: FoldResult, before: list[Version]) -> dict[str, str]:
     rule = "`opcm`, published as `norm`"
-    return model_cards(version, added, before, result, submissions=result.submissions, rule=rule)
+    return model_cards(version, added, before, result, submissions=result.record.submissions, rule=rule)
 
 
 def test_a_card_lists_the_lineage() -> None:

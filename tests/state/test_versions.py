@@ -75,7 +75,7 @@ def test_a_commit_is_everything_at_once(versions: Versions, ledger: Ledger, comm
     assert found == versions.head() == versions.aliased("latest")
     assert found.aliases == ("latest",)
     assert {**vars(found), "aliases": ()} == vars(version)
-    assert found.mean_task_vector_norm == 4.0
+    assert found.record.mean_task_vector_norm == 4.0
     submission = ledger.get(version.submission_id)
     assert (submission.state, submission.version, submission.reason) == (SubmissionState.MERGED, 1, "")
     assert submission.bytes_kept is False

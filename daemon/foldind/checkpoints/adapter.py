@@ -8,14 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foldind.checkpoints.adapterconfig import MERGE, SAVE, check_foldable, read_adapter_config, scale_of
+from foldind.checkpoints.adapterconfig import MERGE, PREFIX, SAVE, check_foldable, read_adapter_config, scale_of
 from foldind.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
 from foldind.checkpoints.vocabulary import check_shape
 from foldind.errors import CheckpointRefused, listed
 
-_PREFIX = "base_model.model."
 _FACTORS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 _BASE_LAYER = ".base_layer.weight"
 
@@ -76,8 +75,8 @@ def read_adapter(
     check_foldable(config)
     changes, unknown = {}, []
     for name, tensor in tensors.items():
-        if not name.startswith(_PREFIX):
-            raise CheckpointRefused(f"the adapter's tensor {name!r} does not begin with {_PREFIX!r}", SAVE)
+        if not name.startswith(PREFIX):
+            raise CheckpointRefused(f"the adapter's tensor {name!r} does not begin with {PREFIX!r}", SAVE)
         found = _change(config, name, tensor, tensors)
         if found is None or _is_beside_factors(name, tensors):
             continue
@@ -105,32 +104,32 @@ def _change(
     config: Mapping[str, Any], name: str, tensor: TensorInfo, tensors: Mapping[str, TensorInfo]
 ) -> tuple[str, Change] | None:
     """Return the base's tensor that a tensor of the adapter is about, and the change; None: it is part of another's."""
-    inner = name.removeprefix(_PREFIX)
+    inner = name.removeprefix(PREFIX)
     for down, up in _FACTORS:
         module = inner.removesuffix(down)
         if module != inner:
-            if _PREFIX + module + up not in tensors:
+            if PREFIX + module + up not in tensors:
                 raise CheckpointRefused(f"the adapter has {name!r} without its {up.lstrip('.')}", SAVE)
             rank = tensor.shape[0] if tensor.shape else 0
             magnitude = next((tensors[full] for full in _magnitudes(module) if full in tensors), None)
             if bool(config.get("use_dora")) != (magnitude is not None):
                 raise CheckpointRefused(f"use_dora and the magnitudes of {module!r} do not go together", SAVE)
             return f"{module}.weight", LowRankChange(
-                tensors[_PREFIX + module + up],
+                tensors[PREFIX + module + up],
                 tensor,
                 scale_of(config, module, rank),
                 transposed=down == ".lora_embedding_A",
                 magnitude=magnitude,
-                base=tensors.get(f"{_PREFIX}{module}{_BASE_LAYER}"),
+                base=tensors.get(f"{PREFIX}{module}{_BASE_LAYER}"),
             )
         module = inner.removesuffix(up)
         if module != inner:
-            if _PREFIX + module + down not in tensors:
+            if PREFIX + module + down not in tensors:
                 raise CheckpointRefused(f"the adapter has {name!r} without its {down.lstrip('.')}", SAVE)
             return None
     module = inner.removesuffix(".lora_B.bias")
     if module != inner:
-        down_tensor = tensors.get(f"{_PREFIX}{module}.lora_A.weight")
+        down_tensor = tensors.get(f"{PREFIX}{module}.lora_A.weight")
         if down_tensor is None or not down_tensor.shape:
             raise CheckpointRefused(f"the adapter has {name!r} without its lora_A.weight", SAVE)
         if not config.get("lora_bias"):
@@ -138,7 +137,7 @@ def _change(
         return f"{module}.bias", Shift(tensor, scale_of(config, module, down_tensor.shape[0]))
     if ".lora_magnitude_vector" in inner:
         module = inner.partition(".lora_magnitude_vector")[0]
-        if name not in _magnitudes(module) or f"{_PREFIX}{module}.lora_A.weight" not in tensors:
+        if name not in _magnitudes(module) or f"{PREFIX}{module}.lora_A.weight" not in tensors:
             raise CheckpointRefused(f"the adapter's {name!r} belongs to no factors", SAVE)
         return None
     if ".lora_" in inner or ".token_adapter." in inner:
@@ -148,7 +147,7 @@ def _change(
 
 def whole_changes(adapter: Checkpoint) -> dict[str, str]:
     """Return the names that an adapter has whole tensors under -> their names in the base."""
-    inner = {name: name.removeprefix(_PREFIX) for name in adapter.tensors}
+    inner = {name: name.removeprefix(PREFIX) for name in adapter.tensors}
     return {name: _module_name(rest) for name, rest in inner.items() if ".lora_" not in rest}
 
 
@@ -162,7 +161,7 @@ def _is_beside_factors(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
 
 
 def _magnitudes(module: str) -> tuple[str, str]:
-    name = f"{_PREFIX}{module}.lora_magnitude_vector"
+    name = f"{PREFIX}{module}.lora_magnitude_vector"
     return name, f"{name}.weight"
 
 

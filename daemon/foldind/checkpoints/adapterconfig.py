@@ -17,6 +17,9 @@ MERGE = "merge it into its base with merge_and_unload() and submit the full mode
 SAVE = "save it anew with PEFT's save_pretrained(...)"
 """What to do with an adapter that is refused."""
 
+PREFIX = "base_model.model."
+"""What the names of an adapter's tensors begin with; the name of a module of the base follows."""
+
 MAX_CONFIG_BYTES = 1024 * 1024
 
 _LARGEST_ALPHA = 1e6

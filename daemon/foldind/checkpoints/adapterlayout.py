@@ -11,10 +11,10 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import Any
 
+from foldind.checkpoints.adapterconfig import PREFIX
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment, matches_any
 from foldind.checkpoints.vocabulary import is_output_layer, vocabulary_sizes
 
-_PREFIX = "base_model.model."
 _WEIGHT, _BIAS = ".weight", ".bias"
 
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -141,10 +141,10 @@ def lay_out_adapter(plan: Plan, changed: Collection[str], config: Mapping[str, A
         if tensor.name in as_factors:
             entries.append(model.factors(tensor))
         elif model.is_below(tensor, saved):
-            entries.append(Whole(tensor, _PREFIX + tensor.name))
+            entries.append(Whole(tensor, PREFIX + tensor.name))
         elif adapted and tensor.name in changed and places[tensor.name] is _Place.BIAS:
             inner = ".base_layer" if _module(tensor) in adapted else ""
-            entries.append(Whole(tensor, f"{_PREFIX}{_module(tensor)}{inner}{_BIAS}"))
+            entries.append(Whole(tensor, f"{PREFIX}{_module(tensor)}{inner}{_BIAS}"))
     held = {entry.tensor.name for entry in entries}
     return AdapterLayout(
         entries=tuple(entries),
@@ -182,7 +182,7 @@ class _Model:
         return _Place.WHOLE if read_directly else _Place.FACTORS
 
     def factors(self, tensor: PlannedTensor) -> Factors:
-        module = _PREFIX + _module(tensor)
+        module = PREFIX + _module(tensor)
         if tensor.name in self._vocabulary and not is_output_layer(tensor.name):
             return Factors(tensor, f"{module}.lora_embedding_B", f"{module}.lora_embedding_A", transposed=True)
         conv1d = matches_any(tensor.name, _CONV1D_PATTERNS) and self._is_one_of(_CONV1D_MODELS)

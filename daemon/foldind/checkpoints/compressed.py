@@ -4,7 +4,6 @@ The layout is described in README.md of this folder.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.coding import ANEW, BLOCK_ELEMENTS, Coding, most_coded_bytes
-from foldind.checkpoints.header import Header, TensorInfo
+from foldind.checkpoints.header import Header, TensorInfo, read_blocks
 from foldind.errors import CheckpointRefused
 
 CODING = ":coding"
@@ -24,7 +23,6 @@ SCALES = ":scales"
 
 _DTYPES = {CODES: "U8", LENGTHS: "U32", SCALES: "F32"}
 _TOLD = re.compile(rf"({'|'.join(Coding)}) ([1-9]\d{{0,18}}(?:,[1-9]\d{{0,18}}){{0,15}})", re.ASCII)
-_READ_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ def check_numbers(folder: Path, tensors: Mapping[str, TensorInfo | CodedTensor])
     for tensor in tensors.values():
         if isinstance(tensor, CodedTensor):
             read_offsets(folder, tensor)
-            for piece in _read(folder, tensor.scales):
+            for piece in read_blocks(folder / tensor.scales.file, tensor.scales):
                 scales = np.frombuffer(piece, "<f4")
                 if not (np.isfinite(scales) & (scales >= 0)).all():
                     raise CheckpointRefused(
@@ -111,7 +109,7 @@ def read_offsets(folder: Path, tensor: CodedTensor) -> list[int]:
     import numpy as np
 
     offsets = [0]
-    for piece in _read(folder, tensor.lengths):
+    for piece in read_blocks(folder / tensor.lengths.file, tensor.lengths):
         for length in np.frombuffer(piece, "<u4").tolist():
             block = len(offsets) - 1
             most = most_coded_bytes(tensor.coding, tensor.block_elements(block))
@@ -173,10 +171,3 @@ def _coded(
             ANEW,
         )
     return tensor
-
-
-def _read(folder: Path, tensor: TensorInfo) -> Iterator[bytes]:
-    end = tensor.start + tensor.nbytes
-    with (folder / tensor.file).open("rb") as file:
-        for start in range(tensor.start, end, _READ_BYTES):
-            yield os.pread(file.fileno(), min(_READ_BYTES, end - start), start)

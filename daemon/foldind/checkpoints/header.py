@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked without touching its tensors.
+"""The header of a safetensors file, read and checked without touching its tensors; and the bytes of one tensor.
 
 Source: the format description of huggingface/safetensors: 8 bytes little-endian header length, a JSON object of
 `name -> {dtype, shape, data_offsets}` with an optional `__metadata__` of strings, then the data without gaps.
@@ -6,9 +6,10 @@ Source: the format description of huggingface/safetensors: 8 bytes little-endian
 
 import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -17,6 +18,7 @@ from foldind.errors import CheckpointIncomplete, CheckpointRefused
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_NAME_LENGTH = 500
+_BLOCK_BYTES = 4 * 1024 * 1024
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 """Of surrogates: JSON can write it, and UTF-8 cannot, and so no ledger, log or answer."""
@@ -135,6 +137,14 @@ def read_open_header(file: BinaryIO, path: Path, max_bytes: int = MAX_HEADER_BYT
         kind = CheckpointIncomplete if size < end else CheckpointRefused
         _refuse(path, f"is {what}: its header describes {end} bytes and it has {size}", "send it again, whole", kind)
     return Header(tuple(tensors), metadata, end)
+
+
+def read_blocks(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
+    """Yield the bytes of a tensor, which lies in the file at `path`, in blocks of 4 MiB. Raises OSError."""
+    end = tensor.start + tensor.nbytes
+    with path.open("rb") as file:
+        for start in range(tensor.start, end, _BLOCK_BYTES):
+            yield os.pread(file.fileno(), min(_BLOCK_BYTES, end - start), start)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:

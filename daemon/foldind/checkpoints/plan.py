@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foldind.checkpoints.checkpoint import Checkpoint
-from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
+from foldind.checkpoints.header import ITEM_BYTES, TensorInfo, read_blocks
 from foldind.errors import CheckpointRefused
 
 FLOAT_DTYPES = frozenset({"F32", "BF16", "F16"})
@@ -36,7 +35,6 @@ SUMMED_PATTERNS = (
 _NEVER_TIED = ("*A_log", "*bias*")
 """Summed tensors that are equal in all layers of a new model by their initialisation, and part in fine-tuning."""
 
-_BLOCK_BYTES = 4 * 1024 * 1024
 
 _EXPONENT_BITS = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
 """Safetensors dtype -> integers of its size, and the bits that are all set in an infinity and in NaN."""
@@ -198,7 +196,7 @@ def _find_tied(base: Checkpoint, summed_patterns: Sequence[str]) -> dict[str, st
 def _content(path: Path, tensor: TensorInfo) -> str | None:
     """Return the digest of a tensor's bytes; none where all elements are equal, which is no sign of being tied."""
     digest, constant, first = sha256(), True, b""
-    for block in _read_blocks(path, tensor):
+    for block in read_blocks(path, tensor):
         first = first or block[: ITEM_BYTES[tensor.dtype]]
         constant = constant and block == first * (len(block) // len(first))
         digest.update(block)
@@ -210,15 +208,8 @@ def _is_finite(path: Path, tensor: TensorInfo) -> bool:
 
     bits, exponent = _EXPONENT_BITS[tensor.dtype]
     return not any(
-        bool((np.frombuffer(block, bits) & exponent == exponent).any()) for block in _read_blocks(path, tensor)
+        bool((np.frombuffer(block, bits) & exponent == exponent).any()) for block in read_blocks(path, tensor)
     )
-
-
-def _read_blocks(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
-    end = tensor.start + tensor.nbytes
-    with path.open("rb") as file:
-        for start in range(tensor.start, end, _BLOCK_BYTES):
-            yield os.pread(file.fileno(), min(_BLOCK_BYTES, end - start), start)
 
 
 def _planned(entry: dict[str, Any]) -> PlannedTensor:

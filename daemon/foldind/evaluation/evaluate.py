@@ -64,7 +64,7 @@ async def evaluate(wanted: Wanted, out: Path, display: Display) -> str:
     Raises:
       InvalidRequest, CheckpointRefused: what is wanted makes no sense.
       StateError: the folder holds results of something else.
-      ScoringFailed, FoldFailed, WorkerDied: a part of the work failed; what is done is kept.
+      ScoringFailed, WorkFailed, WorkerDied: a part of the work failed; what is done is kept.
       OSError: a disk is full or failing.
     """
     command = ScoringCommand(wanted.command, wanted.timeout)

@@ -1,7 +1,6 @@
 """One order through one rule: a checkpoint after the other is folded, and only the newest state is kept."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from foldind.errors import CheckpointRefused
 from foldind.evaluation.rules import NamedRule
 from foldind.evaluation.tasks import Task
 from foldind.merging.catalog import CATALOG
-from foldind.state.durable import copy_file, is_disk_trouble, remove
+from foldind.merging.record import Record
+from foldind.state.durable import copy_file, remove
 from foldind.state.snapshots import companion_files
-from foldind.worker.messages import Failed, FoldRequest, FoldResult, Progress, Refused
-from foldind.worker.supervisor import FoldFailed, Supervisor
+from foldind.worker.messages import FoldRequest, FoldResult, Job, Report
+from foldind.worker.supervisor import Supervisor, WorkFailed
 
 MEMORY_BUDGET: int = ServeSettings.model_fields["memory_budget"].default
 """Of the worker, in bytes."""
@@ -55,7 +55,7 @@ class Stream:
         remove(self._place)
         self._place.mkdir(parents=True)
 
-    async def fold(self, task: Task, publish: bool, report: Callable[[Progress], None]) -> Merged:
+    async def fold(self, task: Task, publish: bool, report: Report) -> Merged:
         """Fold a task's checkpoint.
 
         Args:
@@ -65,18 +65,18 @@ class Stream:
 
         Raises:
           CheckpointRefused: its values cannot be merged.
-          FoldFailed, WorkerDied: something else is wrong.
+          WorkFailed, WorkerDied: something else is wrong.
           OSError: a disk is full or failing.
         """
         last = self._last
-        place = self._place / f"{last.submissions + 1 if last else 1}"
+        place = self._place / f"{last.record.submissions + 1 if last else 1}"
         state, bases, snapshot = place / "state", place / "bases", place / "model"
         for folder in (state, bases, snapshot):
             folder.mkdir(parents=True)
         settings, publication = self._rule.settings, self._rule.publication
         if not publish and CATALOG[settings.rule].own is None:
             publication = "mean"  # the state is the same, and nothing has to be decomposed
-        request = FoldRequest(
+        job = Job(
             base=str(self._base),
             plan=str(self._plan),
             rule=settings.rule,
@@ -84,27 +84,33 @@ class Stream:
             publication=publication,
             backend=settings.backend,
             threads=settings.threads,
-            max_rank=settings.max_rank,
             memory_budget=MEMORY_BUDGET,
+            # What a rule of its own publication merges is known by its norm only once it is there.
+            publish=("model",) if publish or CATALOG[settings.rule].own is not None else (),
+            adapter_rank=0,
+        )
+        request = FoldRequest(
+            job=job,
+            record=last.record if last else Record(0, 0.0, 0.0),
+            max_rank=settings.max_rank,
             submission=str(task.checkpoint.absolute()),
             vocab=VocabPolicy.SAME,
             seed=task.digest,
             take_out=False,
             accumulated=str(self._state) if last else "",
             bases=str(self._bases),
-            submissions=last.submissions if last else 0,
-            task_vector_norm_sum=last.task_vector_norm_sum if last else 0.0,
-            accumulated_norm=last.accumulated_norm if last else 0.0,
             state_folder=str(state),
             new_bases=str(bases),
             snapshot_folder=str(snapshot),
-            # What a rule of its own publication merges is known by its norm only once it is there.
-            publish=("model",) if publish or CATALOG[settings.rule].own is not None else (),
-            adapter_rank=0,
         )
         await self._supervisor.start()  # so that its imports are no part of the fold
         started = time.perf_counter()
-        result = _folded(task, await self._supervisor.fold(request, report))
+        try:
+            result = await self._supervisor.fold(request, report)
+        except CheckpointRefused as error:
+            raise CheckpointRefused(f"task {task.name}: {error.reason}", error.hint) from error
+        except WorkFailed as error:
+            raise WorkFailed(f"task {task.name} could not be folded: {error.reason}") from error
         seconds = time.perf_counter() - started
         if publish:
             for path in companion_files(self._base):
@@ -113,15 +119,3 @@ class Stream:
             remove(self._state.parent)
         self._last, self._state, self._bases = result, state, bases
         return Merged(snapshot, seconds, sum(path.stat().st_size for path in state.iterdir()))
-
-
-def _folded(task: Task, answer: FoldResult | Refused | Failed) -> FoldResult:
-    if isinstance(answer, Refused):
-        raise CheckpointRefused(f"task {task.name}: {answer.reason}")
-    if isinstance(answer, Failed):
-        if answer.disk_errno:
-            error = OSError(answer.disk_errno, answer.message)
-            assert is_disk_trouble(error)
-            raise error
-        raise FoldFailed(f"task {task.name} could not be folded: {answer.message}")
-    return answer

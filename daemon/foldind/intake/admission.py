@@ -72,6 +72,7 @@ class Admission:
         """Of headers and indexes."""
         self._statistics = CATALOG[merge.rule].statistics
         self._additive = CATALOG[merge.rule].additive
+        self._max_rank = merge.max_rank
         self._max_bytes = 2 * plan.float32_bytes + 1024**3
         if self._statistics:
             self._max_bytes += statistics_plan(plan, self._statistics).float32_bytes
@@ -102,6 +103,12 @@ class Admission:
             raise WrongState(
                 "what this merge rule merged cannot be taken out again",
                 "`foldin rollback` undoes the newest version; `foldind rules` tells which rules allow it",
+            )
+        if new.takes_out and self._max_rank:
+            raise WrongState(
+                f"with max_rank = {self._max_rank} parts of what was merged may have been dropped, and nothing can be "
+                "taken out again",
+                "`foldin rollback` undoes the newest version; a state folder made without --max-rank allows it",
             )
         if self._statistics and STATISTICS not in new.files:
             raise without_statistics()

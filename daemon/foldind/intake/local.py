@@ -7,7 +7,7 @@ from pathlib import Path
 from foldind.checkpoints.checkpoint import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE, check_file_names, choose_files
 from foldind.config import ServeSettings
 from foldind.errors import Conflict, Forbidden, InvalidRequest, NotFound, OutOfRoom
-from foldind.intake.copies import Copies, look_at
+from foldind.intake.copies import Copies, lies_under, look_at
 from foldind.state.durable import is_disk_trouble
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
@@ -67,8 +67,7 @@ class LocalPaths:
         if not Path(path).is_absolute():
             raise InvalidRequest(f"{path} is a relative path", "give an absolute one, as it is on the daemon's machine")
         real = Path(os.path.realpath(path))
-        roots = [Path(os.path.realpath(root)) for root in self._settings.allowed_roots]
-        if not any(real.is_relative_to(root) for root in roots):
+        if not lies_under(real, self._settings.allowed_roots):
             raise Forbidden(
                 f"{path} is not below a folder that the daemon may read",
                 "upload it instead, or have the operator add its folder to `allowed_roots`",

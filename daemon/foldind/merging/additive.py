@@ -16,16 +16,31 @@ from foldind.merging.rule import Accumulation, FoldedState, State, Step
 Contribution = Callable[[Tensor, Step], State]
 """A task vector, float32 -> what it adds to every slot, in memory of its own or the task vector itself."""
 
+RESIDUE = 1e-8
+"""Share of a weight, summed in float64, at or below which what is left after a removal counts as rounding.
+
+It lies between a submission that weighs a millionth of the one removed, and the rounding that both leave of it."""
+
+Settle = Callable[[State, State], State]
+"""(state before, state after something was taken out) -> the latter, with zeros where nobody has weight any more."""
+
 _AS_THEY_ARE = partial(fold_factored, Projection(alpha=0, drop_cross_blocks=False, leading=False))
 
 
-def additive(contribution: Contribution, *, whole: bool = False, removes: bool = False) -> Accumulation:
+def additive(
+    contribution: Contribution,
+    *,
+    whole: bool = False,
+    removes: bool = False,
+    settle: Settle = lambda before, after: after,
+) -> Accumulation:
     """Return the accumulation that adds what each task vector contributes.
 
     Args:
       contribution: of a task vector.
       whole: whether that needs whole tensors.
       removes: whether what it adds to the sum is a part of the task vector, and not all of it.
+      settle: clears what a task vector leaves when it is taken out, where rounding would be divided by rounding.
     """
 
     def fold(state: State, task_vector: Tensor, step: Step) -> FoldedState:
@@ -35,7 +50,7 @@ def additive(contribution: Contribution, *, whole: bool = False, removes: bool =
 
     def take_out(state: State, task_vector: Tensor, step: Step) -> State:
         added = contribution(task_vector, step)
-        return {slot: values - added[slot] for slot, values in state.items()}
+        return settle(state, {slot: values - added[slot] for slot, values in state.items()})
 
     return Accumulation(fold, take_out, whole)
 

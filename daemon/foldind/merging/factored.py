@@ -51,7 +51,9 @@ def fold_factored(
     rotated[: len(singular_values), : len(singular_values)].diagonal().add_(singular_values)
 
     inner_left, total, inner_right = torch.linalg.svd(rotated, full_matrices=False)
-    rank = int((total > RANK_TOLERANCE * total[0]).sum()) if len(total) else 0
+    # Where the sum is smaller than S was, it still has the rounding of that: this is no direction of it.
+    largest = torch.cat([total[:1], singular_values[:1]]).amax() if len(total) else 0
+    rank = int((total > RANK_TOLERANCE * largest).sum())
     kept = min(rank, max_rank or rank)
     folded = Factored(
         (columns @ (left @ inner_left[:, :kept])).float(),

@@ -15,9 +15,10 @@ import math
 import torch
 from torch import Tensor
 
-from foldind.merging.additive import additive
+from foldind.merging.additive import RESIDUE, additive
 from foldind.merging.catalog import ACCUMULATED
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 WEIGHT = "weight"
 """Slot of the sum of the Fishers, of the shape of the tensor."""
@@ -44,7 +45,12 @@ def accumulation(floor: float = 1e-6) -> Accumulation:
         weight = step.statistics.double().clamp_(min=floor)
         return {ACCUMULATED: weight * task_vector, WEIGHT: weight}
 
-    return additive(contribution)
+    def settle(before: State, after: State) -> State:
+        # Whoever has statistics of a tensor weighs at least the floor in it.
+        nobody = after[WEIGHT] <= (floor / 2 if floor else RESIDUE * before[WEIGHT])
+        return {slot: values.masked_fill(nobody, 0) for slot, values in after.items()}
+
+    return additive(contribution, settle=settle)
 
 
 def publication() -> Publication:

@@ -21,7 +21,8 @@ from torch import Tensor
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.publications import mean_update, to_power
-from foldind.merging.rule import Accumulation, FoldedState, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, FoldedState, Publication, State, Step
 
 
 def with_tables(accumulation: Accumulation) -> Accumulation:

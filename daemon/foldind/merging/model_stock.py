@@ -12,7 +12,8 @@ from torch import Tensor
 from foldind.merging.additive import additive
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.norm import frobenius_norm
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 DIRECTIONS = "directions"
 """Slot: the sum of the task vectors at unit length."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from foldind.merging.catalog import ACCUMULATED
-from foldind.merging.rule import Publication, Record, State, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Publication, State
 
 CANCELLED = 1e-6
 """An accumulated norm at or below this share of the mean task-vector norm counts as zero."""
@@ -23,7 +24,7 @@ def norm() -> Publication:
     """
 
     def divisor(record: Record) -> float:
-        if record.accumulated_norm <= CANCELLED * record.mean_task_vector_norm:
+        if record.accumulated_norm <= CANCELLED * record.mean_task_vector_norm or not record.mean_task_vector_norm:
             return 1.0
         return record.accumulated_norm / record.mean_task_vector_norm
 

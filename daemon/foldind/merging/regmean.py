@@ -16,11 +16,12 @@ Source: Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Mo
 import torch
 from torch import Tensor
 
-from foldind.merging.additive import additive
+from foldind.merging.additive import RESIDUE, additive
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.fisher import LARGEST
 from foldind.merging.publications import mean_update
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 MOMENT, GRAM = "moment", "gram"
 """Slots of linear layers: A, (m, n), and G, (n, n)."""
@@ -57,7 +58,14 @@ def accumulation(shrink: float = 0.9) -> Accumulation:
         gram.diagonal().copy_(step.statistics.diagonal())
         return {ACCUMULATED: task_vector, MOMENT: task_vector.double() @ gram, GRAM: gram}
 
-    return additive(contribution, whole=True)
+    def settle(before: State, after: State) -> State:
+        if GRAM not in after:
+            return after
+        unseen = after[GRAM].diagonal() <= RESIDUE * before[GRAM].diagonal()
+        gram = after[GRAM].masked_fill(unseen, 0).masked_fill_(unseen[:, None], 0)
+        return {**after, MOMENT: after[MOMENT].masked_fill(unseen, 0), GRAM: gram}
+
+    return additive(contribution, whole=True, settle=settle)
 
 
 def publication() -> Publication:

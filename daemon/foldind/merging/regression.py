@@ -23,10 +23,14 @@ from foldind.merging.additive import additive
 from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.publications import mean_update
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 
 MOMENT, GRAM = "moment", "gram"
 """Slots of linear layers: A, (m, n), and G, (n, n)."""
+
+_STEPS = 20
+"""How often rho is made ten times as large at the most, where it is below the float32 rounding of G."""
 
 
 def accumulation() -> Accumulation:
@@ -47,7 +51,7 @@ def publication(eps: float = 0.3) -> Publication:
     """Return how the regression publishes.
 
     Args:
-      eps: weight of the mean, positive.
+      eps: weight of the mean, positive. One too small for G to be inverted is made larger.
     """
 
     def update(state: State, tensor: TensorRecord, record: Record) -> Tensor:
@@ -57,8 +61,11 @@ def publication(eps: float = 0.3) -> Publication:
         rho = eps * float(gram.trace()) / len(gram)
         if not rho > 0:
             return torch.zeros_like(state[ACCUMULATED])
+        for rho in (rho * 10.0**power for power in range(_STEPS)):
+            factor, failed = torch.linalg.cholesky_ex(gram + rho * torch.eye(len(gram), dtype=torch.float64))
+            if not failed:
+                break
         moment = state[MOMENT].double() + rho / tensor.submissions * state[ACCUMULATED].double()
-        factor = torch.linalg.cholesky(gram + rho * torch.eye(len(gram), dtype=torch.float64))
         return torch.cholesky_solve(moment.mT, factor).mT.float()
 
     return Publication(update, whole=True)

@@ -13,38 +13,10 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from foldind.merging.basis import Basis, SmallSide
+from foldind.merging.record import Record, TensorRecord
 
 State = Mapping[str, Tensor]
 """What is kept of one tensor, or the same rows of it: slot -> values. Slots, shapes and dtypes are in catalog.py."""
-
-
-class Record(NamedTuple):
-    """What a rule knows of the whole model; norms are Frobenius norms over all folded tensors, float64."""
-
-    submissions: int
-    """How many task vectors were folded."""
-    task_vector_norm_sum: float
-    """Sum of their norms."""
-    accumulated_norm: float
-    """Norm of the accumulated state."""
-
-    @property
-    def mean_task_vector_norm(self) -> float:
-        """n_t, the mean norm of the task vectors folded so far; 0 before the first."""
-        return self.task_vector_norm_sum / self.submissions if self.submissions else 0.0
-
-
-class TensorRecord(NamedTuple):
-    """The same of one tensor, or of one matrix of a tensor of stacked ones."""
-
-    submissions: int
-    """How many task vectors were not zero here."""
-    task_vector_squared_sum: float
-    """Sum of their squared norms."""
-    accumulated_norm: float
-    """Norm of the accumulated state."""
-    table: bool = False
-    """Whether its rows are the embeddings of tokens, of which a task changes few."""
 
 
 class Step(NamedTuple):
@@ -223,8 +195,3 @@ class Rule(NamedTuple):
     accumulation: Accumulation
     publication: Publication
     decomposition: Decomposition
-
-    @property
-    def needs_bases(self) -> bool:
-        """Whether it asks for bases of the accumulated sum, to fold or to publish."""
-        return self.accumulation.projection is not None or self.publication.spectrum is not None

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from foldind.merging.additive import additive
 from foldind.merging.catalog import ACCUMULATED
-from foldind.merging.rule import Accumulation, Publication, Record, State, Step, TensorRecord
+from foldind.merging.record import Record, TensorRecord
+from foldind.merging.rule import Accumulation, Publication, State, Step
 from foldind.merging.trimming import largest
 
 POSITIVE, POSITIVES, NEGATIVES = "positive", "positives", "negatives"

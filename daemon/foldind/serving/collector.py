@@ -134,7 +134,7 @@ class StateCollector(Collector):
         )
         yield _gauge("foldin_accumulated_norm", "Norm of the accumulated sum.", head.accumulated_norm)
         yield _gauge(
-            "foldin_task_vector_norm_mean", "Mean norm of the task vectors merged.", head.mean_task_vector_norm
+            "foldin_task_vector_norm_mean", "Mean norm of the task vectors merged.", head.record.mean_task_vector_norm
         )
         yield _gauge("foldin_task_vector_norm_last", "Norm of the task vector merged last.", head.task_vector_norm)
         ready, wanted = self.preparation.ready()

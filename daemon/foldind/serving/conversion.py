@@ -79,7 +79,7 @@ def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
         submission_name=version.submission_name,
         submissions=version.submissions,
         accumulated_norm=version.accumulated_norm,
-        mean_task_vector_norm=version.mean_task_vector_norm,
+        mean_task_vector_norm=version.record.mean_task_vector_norm,
         task_vector_norm=version.task_vector_norm,
         rule=version.rule,
         files=[

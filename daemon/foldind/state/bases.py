@@ -2,21 +2,26 @@
 
     bases/<key>/<tensor>-<row>.safetensors      one file for each projected matrix
 
-The key names the state and all else that decides the bytes of its bases. A file under its final name is complete. They
-are a cache: what is missing is computed when it is needed, and losing them costs time only.
+The key names the state and all else that decides the bytes of its bases. A file under its final name is complete, and
+ends with the SHA-256 of what comes before. They are a cache: what is missing is computed when it is needed, and losing
+them costs time only.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from foldind.checkpoints.header import ITEM_BYTES
 from foldind.config import MergeSettings
-from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, make_folder, move, move_files, remove
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, digest_file, make_folder, move, move_files, remove
 
-FORMAT = 2
+FORMAT = 3
 """Of the files, and of the algorithm that makes them: a basis made by another one would give other bytes."""
+
+
+DIGEST_BYTES = 32
+"""Length of the SHA-256 at the end of each file."""
 
 
 def basis_file(tensor: int, row: int) -> str:
@@ -32,7 +37,7 @@ def basis_file(tensor: int, row: int) -> str:
 def basis_bytes(m: int, n: int) -> int:
     """Return how many bytes the basis of an (m, n) matrix takes at the most, in memory and in its file.
 
-    The file is laid out in basisfile.py; its header is not counted.
+    The file is laid out in basisfile.py; its header and its digest are not counted.
     """
     k = min(m, n)
     left, right, lengths = m * k, k * n, k
@@ -66,6 +71,11 @@ class KeptBases:
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return [file for file in files if file not in there]
 
+    def damaged(self, key: str, before_block: Callable[[], None] = lambda: None) -> list[Path]:
+        """Return the files whose content is not what was written; `before_block` is called every few megabytes."""
+        files = sorted(self.folder(key).glob("*.safetensors"))
+        return [path for path in files if not _is_sound(path, before_block)]
+
     def keep_only(self, key: str) -> None:
         """Remove all bases but those of one key, and make its folder.
 
@@ -94,3 +104,11 @@ class KeptBases:
     def seal(self, temporary: Path, file: str) -> None:
         """Give a durable file, written under a temporary name, its final one."""
         move(temporary, temporary.with_name(file))
+
+
+def _is_sound(path: Path, before_block: Callable[[], None]) -> bool:
+    content = max(0, path.stat().st_size - DIGEST_BYTES)
+    with path.open("rb") as file:
+        file.seek(content)
+        recorded = file.read(DIGEST_BYTES)
+    return digest_file(path, before_block, content).sha256 == recorded.hex()

@@ -11,6 +11,7 @@ from foldind.checkpoints.header import Header, read_header
 from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.errors import CheckpointRefused
 from foldind.merging.basis import Basis
+from foldind.state.bases import DIGEST_BYTES
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 
 _SPLIT_RANK = "split_rank"
@@ -26,6 +27,7 @@ class BasisWriter:
             TensorSpec("lengths", "F32", (kept,), 4 * kept),
             TensorSpec("right", "F32", (kept, width), 4 * kept * width),
             TensorSpec("singular_values", "F64", (rank,), 8 * rank),
+            TensorSpec("sha256", "U8", (DIGEST_BYTES,), DIGEST_BYTES),
         ]
         self._file = TensorFileWriter(path, specs, {_SPLIT_RANK: str(split_rank)})
 
@@ -51,6 +53,7 @@ class BasisWriter:
         """
         for factor in (lengths, right, singular_values):
             self._file.write(bytes_of(factor))
+        self._file.write(memoryview(self._file.digest()))
         self._file.finish()
 
 

@@ -79,7 +79,10 @@ def base_digest(files: Mapping[str, FileDigest]) -> str:
     return sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def digest_base(folder: Path) -> str:
-    """Return the digest of the base in a folder, read anew. Raises CheckpointRefused, OSError."""
+def digest_base(folder: Path, before_block: Callable[[], None] = lambda: None) -> str:
+    """Return the digest of the base in a folder, read anew; raises CheckpointRefused, OSError.
+
+    `before_block` is called every few megabytes.
+    """
     names = [*open_checkpoint(folder).files, *(path.name for path in companion_files(folder))]
-    return base_digest({name: digest_file(folder / name) for name in names})
+    return base_digest({name: digest_file(folder / name, before_block) for name in names})

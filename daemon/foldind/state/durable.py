@@ -74,6 +74,10 @@ class DurableFile:
         self._digest.update(data)
         self._written += len(data)
 
+    def digest(self) -> bytes:
+        """Return the SHA-256 of what was written so far, 32 bytes."""
+        return self._digest.digest()
+
     def finish(self) -> FileDigest:
         """Make the content durable (the folder is the caller's) and return its digest.
 
@@ -151,11 +155,14 @@ def copy_open_file(reader: BinaryIO, target: Path, before_block: Callable[[], No
         return writer.finish()
 
 
-def digest_file(path: Path, before_block: Callable[[], None] = lambda: None) -> FileDigest:
-    """Return the digest of a file; `before_block` is called every few megabytes. Raises OSError."""
+def digest_file(path: Path, before_block: Callable[[], None] = lambda: None, length: int = 2**63) -> FileDigest:
+    """Return the digest of a file, or of its first `length` bytes; raises OSError.
+
+    `before_block` is called every few megabytes.
+    """
     digest, size = sha256(), 0
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(min(BLOCK_BYTES, length - size)):
             before_block()
             digest.update(block)
             size += len(block)

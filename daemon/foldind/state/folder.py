@@ -9,15 +9,27 @@ Invariants: a folder under its final name is complete; the ledger row is the com
 import fcntl
 import os
 import re
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from foldind.errors import StateError
 from foldind.state.durable import TEMPORARY_SUFFIX, make_folder, remove
 
 _VERSION_NAME = re.compile(r"v([1-9][0-9]*)")
+
+
+class Temporaries(NamedTuple):
+    """The folders that an attempt at a version writes to, under temporary names."""
+
+    state: Path
+    """For the accumulated state."""
+    snapshot: Path
+    """For the snapshot."""
+    bases: Path
+    """For the bases of the accumulated state."""
 
 
 class StateFolder:
@@ -46,6 +58,12 @@ class StateFolder:
     def snapshot(self, version: int) -> Path:
         """Return where the snapshot of a version lies."""
         return self.snapshots / f"v{version}"
+
+    def temporary(self, version: int) -> Temporaries:
+        """Return new names for an attempt at a version; no folder is made."""
+        # An attempt has names of its own: a worker that outlived its daemon cannot write where its successor does.
+        name = f"v{version}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        return Temporaries(self.merge / name, self.snapshots / name, self.bases / name)
 
     def __enter__(self) -> Self:
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,21 +1,23 @@
 """Checking a state folder: every digest, and the ledger against the disk."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import open_checkpoint
 from foldind.checkpoints.plan import Plan, make_plan
 from foldind.config import read_configuration
 from foldind.errors import FoldinError
+from foldind.state.bases import KeptBases, bases_key
 from foldind.state.creation import digest_base
 from foldind.state.database import Database
-from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, digest_file
+from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger
 from foldind.state.records import SubmissionState, Version, VersionState
 from foldind.state.recovery import NEEDS_BYTES, missing_folders, unknown_paths
 from foldind.state.snapshots import MANIFEST
+from foldind.state.verification import altered_files
 from foldind.state.versions import Versions
 
 
@@ -47,16 +49,19 @@ def check_state(root: Path, report: Callable[[str], None]) -> list[str]:
         for path in unknown_paths(folder, ledger, versions):
             if path.name not in left_over and not path.name.endswith(TEMPORARY_SUFFIX):
                 findings.append(f"{path}: the ledger does not know of it")
+        if head := versions.head():
+            report("the bases")
+            key = bases_key(head.state_files, configuration.merge)
+            damaged = KeptBases(folder.bases).damaged(key)
+            findings += [f"{path}: it is damaged; the next start computes it again" for path in damaged]
         for version in versions.all():
             report(f"v{version.version}")
             findings += _check_version(folder, version)
-        merged = ledger.page(0, 10**9, [SubmissionState.MERGED])
-        findings += _check_lineage(
-            versions, {submission.id for submission in ledger.page(0, 10**9) if submission.takes_out}
-        )
-        for submission in ledger.page(0, 10**9, NEEDS_BYTES):
+        merged = ledger.all(SubmissionState.MERGED)
+        findings += _check_lineage(versions, {submission.id for submission in ledger.all() if submission.takes_out})
+        for submission in ledger.all(*NEEDS_BYTES):
             report(f"submission {submission.id}")
-            findings += _check_files(folder.submission(submission.id), submission.files)
+            findings += altered_files(folder.submission(submission.id), submission.files)
         holders = {version.version: version for version in versions.all()}
         for submission in merged:
             holder = holders.get(submission.version)
@@ -85,11 +90,11 @@ def _check_base(folder: StateFolder, digest: str, summed: tuple[str, ...]) -> It
 
 def _check_version(folder: StateFolder, version: Version) -> Iterator[str]:
     if (accumulated := folder.accumulated(version.version)).is_dir():
-        yield from _check_files(accumulated, version.state_files)
+        yield from altered_files(accumulated, version.state_files)
     snapshot = folder.snapshot(version.version)
     if version.state is VersionState.PRUNED or not snapshot.is_dir():
         return
-    yield from _check_files(snapshot, version.files)
+    yield from altered_files(snapshot, version.files)
     folders = {str(Path(name).parent) for name in version.files}
     for path in sorted(snapshot.rglob("*")):
         name = str(path.relative_to(snapshot))
@@ -104,19 +109,6 @@ def _check_version(folder: StateFolder, version: Version) -> Iterator[str]:
             yield f"{snapshot / MANIFEST}: it is not the manifest of v{version.version}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{snapshot / MANIFEST}: {error}"
-
-
-def _check_files(folder: Path, files: Mapping[str, FileDigest]) -> Iterator[str]:
-    for name, digest in files.items():
-        try:
-            found = digest_file(folder / name)
-        except OSError as error:
-            yield f"{folder / name}: {error.strerror}"
-            continue
-        if found.size != digest.size:
-            yield f"{folder / name}: it has {found.size} bytes, and {digest.size} were recorded"
-        elif found != digest:
-            yield f"{folder / name}: its content (SHA-256) is not what was recorded"
 
 
 def _check_lineage(versions: Versions, taking_out: Collection[str]) -> Iterator[str]:

@@ -276,6 +276,10 @@ class Ledger:
         )
         return [rows.submission_of(row) for row in found]
 
+    def all(self, *states: SubmissionState) -> list[Submission]:
+        """Return the submissions of these states (none: of every state), oldest first."""
+        return self.page(0, -1, states)  # a negative limit is none
+
     def newest(self, size: int, *states: SubmissionState) -> list[Submission]:
         """Return up to `size` submissions of these states, the one that changed last first."""
         # State by state, each from the end of an index: of several at once SQLite reads and sorts all there ever were.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
+from foldind.merging.record import Record
 from foldind.state.durable import FileDigest
 from foldind.state.snapshots import MANIFEST
 
@@ -140,9 +141,9 @@ class Version:
     """Names that point at it now, sorted."""
 
     @property
-    def mean_task_vector_norm(self) -> float:
-        """n_t."""
-        return self.task_vector_norm_sum / self.submissions
+    def record(self) -> Record:
+        """What the merge rule knows of its state."""
+        return Record(self.submissions, self.task_vector_norm_sum, self.accumulated_norm)
 
     @property
     def commit_id(self) -> str:

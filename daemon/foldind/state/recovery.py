@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from foldind.checkpoints.checkpoint import open_checkpoint
+from foldind.checkpoints.plan import Plan
 from foldind.errors import FoldinError, StateError
 from foldind.state.durable import REMOVED_SUFFIX, remove, replace_symlink
 from foldind.state.folder import StateFolder
@@ -41,6 +42,14 @@ def recover(folder: StateFolder, ledger: Ledger, versions: Versions) -> None:
             f"the ledger does not know of {unknown[0]}" + _and_more(unknown), "move it out of the state folder"
         )
     point_latest(folder, versions)
+
+
+def read_plan(folder: StateFolder) -> Plan:
+    """Return the plan of the base. Raises StateError: its file is damaged or gone."""
+    try:
+        return Plan.from_json(folder.plan.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{folder.plan} is damaged or gone", "restore the state folder from a backup") from error
 
 
 def remove_dropped(folder: StateFolder, ledger: Ledger, versions: Versions) -> None:
@@ -90,7 +99,7 @@ def missing_folders(folder: StateFolder, ledger: Ledger, versions: Versions) -> 
     ]
     if head := versions.head():
         wanted.append(folder.accumulated(head.version))
-    wanted += [folder.submission(submission.id) for submission in ledger.page(0, 10**9, NEEDS_BYTES)]
+    wanted += [folder.submission(submission.id) for submission in ledger.all(*NEEDS_BYTES)]
     return [path for path in wanted if not path.is_dir()]
 
 

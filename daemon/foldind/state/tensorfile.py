@@ -46,6 +46,10 @@ class TensorFileWriter:
         """Append the next bytes of the next tensor, little-endian, row by row. Raises as DurableFile.write."""
         self._file.write(data)
 
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the file so far, 32 bytes."""
+        return self._file.digest()
+
     def finish(self) -> FileDigest:
         """Make the file durable and return its digest. Raises as DurableFile.finish."""
         return self._file.finish()

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foldind.merging.rule import TensorRecord
+from foldind.merging.record import TensorRecord
 from foldind.state.durable import DurableFile, FileDigest
 from foldind.state.layout import RECORDS
 

@@ -77,7 +77,7 @@ def _answer(request: Message, answers: BinaryIO) -> Message:
                 prepare_bases(request)
                 result = BasisDone()
     except CheckpointRefused as error:
-        return Refused(str(error))
+        return Refused(error.reason, error.hint)
     except OSError as error:
         return Failed(str(error), disk_errno=(error.errno or 0) if is_disk_trouble(error) else 0)
     except Exception as error:

@@ -14,7 +14,8 @@ from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused, listed
 from foldind.merging.catalog import CATALOG
-from foldind.merging.rule import Factored, Rule, TensorRecord
+from foldind.merging.record import TensorRecord
+from foldind.merging.rule import Factored, Rule
 from foldind.merging.sketch import WIDTH
 from foldind.state.accumulators import AccumulatedState, StateWriter
 from foldind.state.durable import FileDigest
@@ -86,7 +87,7 @@ def accumulate(
         places = list(choose_places(plan, rule.name, factored, old, task_vectors, weights, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places, slots))
         tables = token_embeddings(plan)
-        folding = Folding(request, rule, tables, task_vectors, old, weights, parallelism)
+        folding = Folding(request, rule, tables, task_vectors, old, old_records or {}, weights, parallelism)
         results = stack.enter_context(closing(folding.results(places)))
         for number, place in enumerate(places):
             parts: list[FoldedBlock] = []
@@ -134,11 +135,16 @@ def accumulate(
 
 def _record(before: TensorRecord, parts: Sequence[FoldedBlock], sign: int) -> TensorRecord:
     task_vector_norm = math.hypot(*(part.task_vector_norm for part in parts))
+    submissions = before.submissions + sign * (task_vector_norm > 0)
+    taken_from = before.taken_from
+    if sign < 0 and task_vector_norm > 0:
+        taken_from = max(taken_from, before.accumulated_norm) if submissions else 0.0
     return TensorRecord(
-        before.submissions + sign * (task_vector_norm > 0),
+        submissions,
         max(0.0, before.task_vector_squared_sum + sign * task_vector_norm**2),
         math.hypot(*(part.accumulated_norm for part in parts)),
         before.table,
+        taken_from,
     )
 
 

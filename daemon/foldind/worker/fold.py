@@ -14,8 +14,8 @@ from foldind.checkpoints.statistics import open_statistics
 from foldind.errors import CheckpointRefused, StateError
 from foldind.merging.backend import BACKENDS
 from foldind.merging.catalog import CATALOG
+from foldind.merging.record import Record
 from foldind.merging.registry import make_rule
-from foldind.merging.rule import Record
 from foldind.worker.accumulate import accumulate
 from foldind.worker.messages import FoldRequest, FoldResult, PublishRequest, Report
 from foldind.worker.ordered import parallelism_of
@@ -29,10 +29,11 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
       CheckpointRefused: its values cannot be merged (NaN, infinite, zero task vector, out of the dtype's range).
       OSError: a disk is full or failing, or a file is gone.
     """
-    parallelism = parallelism_of(request.threads, request.memory_budget)
-    plan = Plan.from_json(Path(request.plan).read_bytes())
-    rule = make_rule(request.rule, request.hyper_parameters, request.publication, BACKENDS[request.backend])
-    base = open_base(Path(request.base))
+    job = request.job
+    parallelism = parallelism_of(job.threads, job.memory_budget)
+    plan = Plan.from_json(Path(job.plan).read_bytes())
+    rule = make_rule(job.rule, job.hyper_parameters, job.publication, BACKENDS[job.backend])
+    base = open_base(Path(job.base))
     submission = _open_admitted(open_checkpoint, Path(request.submission))
     kind = CATALOG[rule.name].statistics
     statistics = _open_admitted(open_statistics, Path(request.submission)) if kind else None
@@ -41,15 +42,13 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
     task_vector_norm = math.hypot(*(tensor.task_vector_norm for tensor in accumulation.tensors))
     if task_vector_norm == 0:
         raise CheckpointRefused("it equals the base: there is nothing to merge", "submit the fine-tuned checkpoint")
-    sign = -1 if request.take_out else 1
-    record = Record(
-        request.submissions + sign, request.task_vector_norm_sum + sign * task_vector_norm, accumulation.norm
+    before, sign = request.record, -1 if request.take_out else 1
+    record = Record(before.submissions + sign, before.task_vector_norm_sum + sign * task_vector_norm, accumulation.norm)
+    published = publish(
+        PublishRequest(job, record, request.state_folder, (request.new_bases,), request.snapshot_folder), report
     )
-    published = publish(_publish_request(request, record), report)
     return FoldResult(
-        submissions=record.submissions,
-        task_vector_norm_sum=record.task_vector_norm_sum,
-        accumulated_norm=record.accumulated_norm,
+        record=record,
         task_vector_norm=task_vector_norm,
         lambda_=published.lambda_,
         dropped=accumulation.dropped_norm / accumulation.norm if accumulation.norm else 0.0,
@@ -60,25 +59,6 @@ def fold_submission(request: FoldRequest, report: Report) -> FoldResult:
         state_files=accumulation.files,
         snapshot_files=published.snapshot_files,
         peak_resident_bytes=0,
-    )
-
-
-def _publish_request(request: FoldRequest, record: Record) -> PublishRequest:
-    return PublishRequest(
-        base=request.base,
-        plan=request.plan,
-        rule=request.rule,
-        hyper_parameters=request.hyper_parameters,
-        publication=request.publication,
-        backend=request.backend,
-        threads=request.threads,
-        memory_budget=request.memory_budget,
-        accumulated=request.state_folder,
-        bases=(request.new_bases,),
-        **record._asdict(),
-        snapshot_folder=request.snapshot_folder,
-        publish=request.publish,
-        adapter_rank=request.adapter_rank,
     )
 
 

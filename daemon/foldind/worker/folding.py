@@ -18,6 +18,7 @@ from foldind.merging.sketch import sketch, sketch_factored
 from foldind.state.accumulators import AccumulatedState, Place
 from foldind.state.basisfile import open_basis, read_basis
 from foldind.state.layout import Representation
+from foldind.state.tensorrecords import Records
 from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, block_shape, tensor_blocks
 from foldind.worker.estimates import fold_bytes
 from foldind.worker.large import fold_large, write_large_basis
@@ -41,6 +42,7 @@ class Folding:
       tables: tensors whose rows are the embeddings of tokens.
       task_vectors: of the submission.
       old: the state; None before the first merge.
+      records: of its tensors, as far as they are known.
       statistics: of the submission; None: the rule asks for none.
       parallelism: how much is done at once.
     """
@@ -52,6 +54,7 @@ class Folding:
         tables: Collection[str],
         task_vectors: TaskVectors,
         old: AccumulatedState | None,
+        records: Records,
         statistics: Statistics | None,
         parallelism: Parallelism,
     ):
@@ -61,6 +64,7 @@ class Folding:
         self._entry = CATALOG[rule.name]
         self._task_vectors = task_vectors
         self._old = old
+        self._records = records
         self._bases = Path(request.bases)
         self._statistics = statistics
         self._parallelism = parallelism
@@ -119,6 +123,8 @@ class Folding:
         else:
             state, removed_squared = self._fold_into(state, task_vector, self._step(block))
             split_rank, computed = 0, False
+            if task_vector_norm > 0 and self._leaves_nothing(block):
+                state = {slot: torch.zeros_like(values) for slot, values in state.items()}
         norm = frobenius_norm(state[ACCUMULATED])
         return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed), sketched
 
@@ -127,6 +133,16 @@ class Folding:
             return self._rule.accumulation.fold(state, task_vector, step)
         assert self._rule.accumulation.take_out is not None, "what cannot be taken out is not admitted"
         return FoldedState(self._rule.accumulation.take_out(state, task_vector, step), 0.0)
+
+    def _leaves_nothing(self, block: Block) -> bool:
+        """Tell whether a matrix is made of the one task vector that is taken out: then not even rounding may be left.
+
+        The statistics of those that do not change it may still count, where a rule reads any.
+        """
+        if not self._request.take_out or self._entry.statistics:
+            return False
+        records = self._records.get(block.tensor.name)
+        return records is not None and records[block.matrix].submissions == 1
 
     def _state(self, block: Block) -> tuple[State, bool]:
         """Return what the block is folded into, and whether anything was merged there before."""

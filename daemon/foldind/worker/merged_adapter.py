@@ -60,8 +60,8 @@ def publish_adapter(
         return {}, AdapterStatistics(0, (0.0,), left_out)
     folder = Path(request.snapshot_folder) / ADAPTER_FOLDER
     make_folder(folder)
-    rank = _rank(layout, state, request.adapter_rank)
-    adapter_step = _AdapterStep(step, BACKENDS[request.backend], base, state, lambda_, rank)
+    rank = _rank(layout, state, request.job.adapter_rank)
+    adapter_step = _AdapterStep(step, BACKENDS[request.job.backend], base, state, lambda_, rank)
     specs = [spec for entry in layout.entries for spec in adapter_step.specs(entry)]
     parts = (part for entry in layout.entries for part in adapter_step.parts(entry))
     kept_squared, whole_squared = [0.0] * rank, 0.0
@@ -83,7 +83,7 @@ def publish_adapter(
     with DurableFile(folder / ADAPTER_CONFIG, len(text)) as file:
         file.write(text)
         files = {ADAPTER: weights, ADAPTER_CONFIG: file.finish()}
-    total = request.accumulated_norm**2
+    total = request.record.accumulated_norm**2
     # Rounding may have a whole be less than its parts.
     retained = (min(1.0, (whole_squared + kept) / total) if total else 1.0 for kept in accumulate(kept_squared))
     statistics = AdapterStatistics(rank, tuple(retained), left_out)

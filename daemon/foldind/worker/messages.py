@@ -5,31 +5,49 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter
+
 from foldind.checkpoints.vocabulary import VocabPolicy
+from foldind.config import PublishedAs
+from foldind.merging.record import Record
 from foldind.state.durable import FileDigest
 
 
 @dataclass(frozen=True)
-class FoldRequest:
-    """Daemon to worker: fold one submission. Paths are absolute."""
+class Job:
+    """What is the same in every request of a merge. Paths are absolute."""
 
     base: str
     """Folder of the base."""
     plan: str
     """File of the plan."""
     rule: str
-    """Name of the merge rule, and its hyper-parameters."""
+    """Name of the merge rule."""
     hyper_parameters: Mapping[str, Any]
+    """Those of the merge rule."""
     publication: str
-    """How it publishes; see merging.catalog.parse_publication."""
+    """How the state is published; see merging.catalog.parse_publication."""
     backend: str
     """Name of the linear algebra."""
     threads: int
     """Threads per matrix product."""
-    max_rank: int
-    """That tensors which are held as factors may have; 0: any."""
     memory_budget: int
     """Resident memory in bytes within which as much is done at once as there are processors for."""
+    publish: tuple[PublishedAs, ...]
+    """As what the merged model is published."""
+    adapter_rank: int
+    """The highest rank of a published adapter; 0: any."""
+
+
+@dataclass(frozen=True)
+class FoldRequest:
+    """Daemon to worker: fold one submission. Paths are absolute."""
+
+    job: Job
+    record: Record
+    """The record of the accumulated state to start from."""
+    max_rank: int
+    """The highest rank of tensors that are held as factors; 0: any."""
     submission: str
     """Folder of the checkpoint handed in."""
     vocab: VocabPolicy
@@ -42,45 +60,27 @@ class FoldRequest:
     """Folder of the accumulated state to start from; empty before the first merge."""
     bases: str
     """Folder of its bases, as far as they are there."""
-    submissions: int
-    """The record to start from; see merging.rule.Record."""
-    task_vector_norm_sum: float
-    accumulated_norm: float
     state_folder: str
     """Existing empty folder to write the new accumulated state to."""
     new_bases: str
     """Existing empty folder to write its bases to, if the rule publishes by them."""
     snapshot_folder: str
     """Existing empty folder to write the merged model's tensor files to."""
-    publish: tuple[str, ...]
-    """As what: `model`, `adapter`, or both."""
-    adapter_rank: int
-    """That an adapter may have; 0: any."""
 
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """Daemon to worker: publish an accumulated state. Paths are absolute; what has no words here is as in a fold."""
+    """Daemon to worker: publish an accumulated state. Paths are absolute."""
 
-    base: str
-    plan: str
-    rule: str
-    hyper_parameters: Mapping[str, Any]
-    publication: str
-    backend: str
-    threads: int
-    memory_budget: int
+    job: Job
+    record: Record
+    """The record of the accumulated state."""
     accumulated: str
-    """Folder of the state."""
+    """Folder of the accumulated state."""
     bases: tuple[str, ...]
     """Folders where its bases may lie; those that are needed and missing are written to the first."""
-    submissions: int
-    """Its record."""
-    task_vector_norm_sum: float
-    accumulated_norm: float
     snapshot_folder: str
-    publish: tuple[str, ...]
-    adapter_rank: int
+    """Existing empty folder to write the merged model's tensor files to."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,8 @@ class Progress:
 class FoldResult:
     """Worker to daemon: everything is written and durable, under the temporary names."""
 
-    submissions: int
-    """The record after the fold."""
-    task_vector_norm_sum: float
-    accumulated_norm: float
+    record: Record
+    """The record of the accumulated state after the fold."""
     task_vector_norm: float
     lambda_: float
     """||S|| over the norm of the merged task vector."""
@@ -208,6 +206,8 @@ class Refused:
     """Worker to daemon: the values of the checkpoint cannot be merged."""
 
     reason: str
+    hint: str
+    """What to do next; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -222,20 +222,12 @@ class Failed:
 Report = Callable[[Progress], None]
 """How a worker tells how far it is."""
 
-Message = (
-    FoldRequest
-    | PublishRequest
-    | BasisRequest
-    | Ready
-    | Progress
-    | FoldResult
-    | PublishResult
-    | BasisDone
-    | Refused
-    | Failed
-)
+Request = FoldRequest | PublishRequest | BasisRequest
+"""What the worker can be asked to do."""
 
-_KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
+Message = Request | Ready | Progress | FoldResult | PublishResult | BasisDone | Refused | Failed
+
+_ADAPTERS = {kind.__name__: TypeAdapter[Message](kind) for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
@@ -244,18 +236,6 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """Read what `encode` wrote."""
+    """Return the message that `encode` wrote, equal to it in every field and type."""
     fields = json.loads(line)
-    kind = _KINDS[fields.pop("kind")]
-    if kind is FoldResult:
-        fields["tensors"] = tuple(TensorStatistics(**entry) for entry in fields["tensors"])
-    if adapter := fields.get("adapter"):
-        fields["adapter"] = AdapterStatistics(adapter["rank"], tuple(adapter["retained"]), tuple(adapter["left_out"]))
-    for files in ("state_files", "snapshot_files"):
-        if files in fields:
-            fields[files] = {name: FileDigest(*digest) for name, digest in fields[files].items()}
-    if kind is FoldRequest:
-        fields["vocab"] = VocabPolicy(fields["vocab"])
-    if kind is BasisRequest:
-        fields["targets"] = tuple(BasisTarget(**entry) for entry in fields["targets"])
-    return kind(**fields)
+    return _ADAPTERS[fields.pop("kind")].validate_python(fields)

@@ -11,7 +11,6 @@ from foldind.errors import CheckpointRefused
 from foldind.merging.backend import BACKENDS
 from foldind.merging.catalog import CATALOG
 from foldind.merging.registry import make_rule
-from foldind.merging.rule import Record
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.durable import FileDigest
 from foldind.state.tensorrecords import read_records
@@ -30,12 +29,12 @@ def publish(request: PublishRequest, report: Report) -> PublishResult:
       OSError: a disk is full or failing, or a file is gone.
       DecompositionError: the publication needs a basis, and nothing converged.
     """
-    parallelism = parallelism_of(request.threads, request.memory_budget)
-    plan = Plan.from_json(Path(request.plan).read_bytes())
-    backend = BACKENDS[request.backend]
-    rule = make_rule(request.rule, request.hyper_parameters, request.publication, backend)
-    base = open_base(Path(request.base))
-    record = Record(request.submissions, request.task_vector_norm_sum, request.accumulated_norm)
+    job, record = request.job, request.record
+    parallelism = parallelism_of(job.threads, job.memory_budget)
+    plan = Plan.from_json(Path(job.plan).read_bytes())
+    backend = BACKENDS[job.backend]
+    rule = make_rule(job.rule, job.hyper_parameters, job.publication, backend)
+    base = open_base(Path(job.base))
     files: dict[str, FileDigest] = {}
     norm: float | None = None
     adapter: AdapterStatistics | None = None
@@ -47,14 +46,14 @@ def publish(request: PublishRequest, report: Report) -> PublishResult:
             prepare_missing_bases(plan, rule, state, bases, parallelism, report)
         records = read_records(Path(request.accumulated))
         step = PublishStep(plan, rule, backend.matmul, reader, state, bases, records, record)
-        if "model" in request.publish:
+        if "model" in job.publish:
             files, norm = publish_model(step, base, Path(request.snapshot_folder), parallelism, report)
         if rule.publication.divisor:
             lambda_ = rule.publication.divisor(record)
         else:
             assert norm is not None, "what no divisor gives is published as a model"
             lambda_ = record.accumulated_norm / norm if norm else 1.0
-        if "adapter" in request.publish:
+        if "adapter" in job.publish:
             more, adapter = publish_adapter(step, request, plan, base, state, lambda_, parallelism, report)
             files |= more
     return PublishResult(lambda_, adapter, files, 0)

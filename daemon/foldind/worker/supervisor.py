@@ -5,10 +5,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
-from foldind.errors import FoldinError
+from foldind.errors import CheckpointRefused, FoldinError
 from foldind.worker.chatter import relay_lines
 from foldind.worker.messages import (
     BasisDone,
@@ -21,6 +21,8 @@ from foldind.worker.messages import (
     PublishResult,
     Ready,
     Refused,
+    Report,
+    Request,
     decode,
     encode,
 )
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 _LONGEST_LINE = 256 * 1024 * 1024  # statistics of a model with very many tensors
 _LAST_WORDS_SECONDS = 1
 _AMPLE_BYTES = 1024**3
+
+Result = TypeVar("Result", FoldResult, PublishResult, BasisDone)
 
 
 def worker_environment(threads: int, memory_budget: int = _AMPLE_BYTES) -> dict[str, str]:
@@ -63,8 +67,8 @@ class WorkerDied(FoldinError):
     """The worker ended in the middle of its work: killed, out of memory, or a native crash."""
 
 
-class FoldFailed(FoldinError):
-    """A fold ended for no fault of the checkpoint's and no fault of the disk's."""
+class WorkFailed(FoldinError):
+    """The worker failed at what it was asked, and neither the checkpoint nor a disk is to blame."""
 
 
 class Supervisor:
@@ -124,49 +128,25 @@ class Supervisor:
         self.peak_resident_bytes = self.peak_resident_bytes or answer.resident_bytes
         log.info("worker %d is ready, %d MB resident", self._process.pid, answer.resident_bytes // 2**20)
 
-    async def fold(self, request: FoldRequest, report: Callable[[Progress], None]) -> FoldResult | Refused | Failed:
+    async def fold(self, request: FoldRequest, report: Report) -> FoldResult:
         """Have a submission folded.
 
         Raises:
-          WorkerDied: it died before it answered.
+          CheckpointRefused: the values of the checkpoint cannot be merged.
+          WorkFailed, WorkerDied: something else is wrong.
+          OSError: a disk is full or failing.
         """
-        await self._ask(request)
-        while True:
-            answer = await self._receive()
-            if isinstance(answer, FoldResult):
-                self.peak_resident_bytes = answer.peak_resident_bytes
-            if isinstance(answer, FoldResult | Refused | Failed):
-                return answer
-            if isinstance(answer, Progress):
-                report(answer)
+        result = await self._work(request, FoldResult, report)
+        self.peak_resident_bytes = result.peak_resident_bytes
+        return result
 
-    async def publish(
-        self, request: PublishRequest, report: Callable[[Progress], None]
-    ) -> PublishResult | Refused | Failed:
-        """Have an accumulated state published.
+    async def publish(self, request: PublishRequest, report: Report) -> PublishResult:
+        """Have an accumulated state published. Raises as `fold`."""
+        return await self._work(request, PublishResult, report)
 
-        Raises:
-          WorkerDied: it died before it answered.
-        """
-        await self._ask(request)
-        while True:
-            answer = await self._receive()
-            if isinstance(answer, PublishResult | Refused | Failed):
-                return answer
-            if isinstance(answer, Progress):
-                report(answer)
-
-    async def compute_bases(self, request: BasisRequest) -> BasisDone | Failed:
-        """Have bases computed and written.
-
-        Raises:
-          WorkerDied: it died before it answered.
-        """
-        await self._ask(request)
-        answer = await self._receive()
-        if not isinstance(answer, BasisDone | Failed):
-            raise WorkerDied(f"the worker answered {answer}")
-        return answer
+    async def compute_bases(self, request: BasisRequest) -> None:
+        """Have bases computed and written. Raises as `fold`."""
+        await self._work(request, BasisDone, lambda _: None)
 
     async def stop(self) -> None:
         """Kill the worker, if it runs; no other is started."""
@@ -180,7 +160,22 @@ class Supervisor:
             await asyncio.wait([self._relay], timeout=_LAST_WORDS_SECONDS)
             self._relay.cancel()
 
-    async def _ask(self, request: FoldRequest | PublishRequest | BasisRequest) -> None:
+    async def _work(self, request: Request, kind: type[Result], report: Report) -> Result:
+        await self._ask(request)
+        while isinstance(answer := await self._receive(), Progress):
+            report(answer)
+        match answer:
+            case Refused(reason, hint):
+                raise CheckpointRefused(reason, hint)
+            case Failed(message, 0):
+                raise WorkFailed(message)
+            case Failed(message, disk_errno):
+                raise OSError(disk_errno, f"{os.strerror(disk_errno)} ({message})")
+        if not isinstance(answer, kind):
+            raise WorkerDied(f"the worker answered {answer}")
+        return answer
+
+    async def _ask(self, request: Request) -> None:
         await self.start()
         assert self._process is not None
         assert self._process.stdin is not None
