@@ -33,7 +33,7 @@ from foldind.checkpoints.plan import SUMMED_PATTERNS
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.errors import InvalidRequest, StateError
 from foldind.logs import LogFormat
-from foldind.merging.catalog import CATALOG, DIVIDING, OPTIONS, SPECTRAL, parse_publication
+from foldind.merging.catalog import CATALOG, DIVIDING, OPTIONS, SPECTRAL, CrossBlocks, ProjectionKind, parse_publication
 
 FORMAT = 1
 
@@ -74,8 +74,8 @@ class MergeSettings(BaseModel):
 
     rule: str = "opcm"
     alpha: float | None = Field(None, ge=0, lt=1)
-    cross_blocks: Literal["keep", "drop"] | None = None
-    projection: Literal["exact", "leading"] | None = None
+    cross_blocks: CrossBlocks | None = None
+    projection: ProjectionKind | None = None
     density: float | None = Field(None, gt=0, le=1)
     outliers: float | None = Field(None, ge=0, lt=1)
     floor: float | None = Field(None, ge=0, allow_inf_nan=False)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from foldind.checkpoints.plan import Treatment
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy
 from foldind.documents import LINEAGE_SHOWN, manifest, model_cards, variant_manifest
 from foldind.merging.record import Record
@@ -59,7 +60,7 @@ def result(submissions: int = 1) -> FoldResult:
         record=Record(submissions, 2.0 * submissions, 3.0),
         task_vector_norm=2.0,
         lambda_=1.5,
-        tensors=(TensorStatistics("w", "projected", 2.0, 0.5, 3),),
+        tensors=(TensorStatistics("w", Treatment.PROJECTED, 2.0, 0.5, 3),),
         state_files={},
         snapshot_files={},
         peak_resident_bytes=987654321,

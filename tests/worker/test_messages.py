@@ -4,6 +4,7 @@ import math
 from typing import get_args
 
 import pytest
+from foldind.checkpoints.plan import Treatment
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.merging.record import Record
 from foldind.state.durable import FileDigest
@@ -47,7 +48,10 @@ FOLD_RESULT = FoldResult(
     task_vector_norm=5e-324,
     lambda_=1.5,
     dropped=0.0,
-    tensors=(TensorStatistics("ä", "projected", 2.0, 0.5, 3), TensorStatistics("b\n", "summed", 0.0, 1.0, 0, rank=4)),
+    tensors=(
+        TensorStatistics("ä", Treatment.PROJECTED, 2.0, 0.5, 3),
+        TensorStatistics("b\n", Treatment.SUMMED, 0.0, 1.0, 0, rank=4),
+    ),
     bases_computed=1,
     adapter=ADAPTER,
     sketch="AAAA",

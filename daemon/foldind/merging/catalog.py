@@ -9,6 +9,10 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 Value = float | str
+CrossBlocks = Literal["keep", "drop"]
+"""What OPCM does with the blocks between taken and free directions; see opcm.opcm."""
+ProjectionKind = Literal["exact", "leading"]
+"""Which directions OPCM projects by; see opcm.opcm."""
 Statistics = Literal["", "like", "gram"]
 """What submissions have to say about themselves, tensor by tensor: nothing; non-negative values of the tensor's shape;
 or, of linear layers of (m, n), the Gram matrix of their inputs, (n, n)."""

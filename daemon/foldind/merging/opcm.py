@@ -11,7 +11,7 @@ divisor is the same algebra and never compounds rounding.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,12 @@ from torch import Tensor
 from foldind.merging.additive import task_vector_sum
 from foldind.merging.backend import TORCH, Backend
 from foldind.merging.basis import Basis
+from foldind.merging.catalog import CrossBlocks, ProjectionKind
 from foldind.merging.factored import Projection as FactoredProjection
 from foldind.merging.factored import fold_factored
 from foldind.merging.norm import frobenius_inner, frobenius_norm
 from foldind.merging.rule import Accumulation, Folded, Overlap, Projection, Removal
 
-CrossBlocks = Literal["keep", "drop"]
-ProjectionKind = Literal["exact", "leading"]
 MatMul = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -7,10 +7,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
+from foldind.checkpoints.plan import Treatment
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.config import PublishedAs
 from foldind.merging.record import Record
 from foldind.state.durable import FileDigest
+
+WorkStage = Literal["folding", "decomposing", "publishing", "publishing adapter"]
+"""What the worker is at; a stage that has nothing to do is left out."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class TensorStatistics:
     """What a fold did to one tensor."""
 
     name: str
-    treatment: str
+    treatment: Treatment
     task_vector_norm: float
     """||tau||."""
     kept: float
@@ -151,7 +155,7 @@ class Ready:
 class Progress:
     """Worker to daemon: how far a fold is."""
 
-    stage: Literal["folding", "decomposing", "publishing", "publishing adapter"]
+    stage: WorkStage
     done: int
     """Tensors done in this stage, of `total`."""
     total: int
