@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from foldin import FoldinError
 from foldind.state.fsck import check_state
 
 from tests.faults.processes import FaultDaemon
@@ -59,16 +60,17 @@ def test_a_backup_restored_beneath_a_running_daemon_is_left_alone(
     shutil.copytree(backup / "snapshots" / "v1", backup / "snapshots" / "v9")  # as of a later time
     daemon = fault_daemon(state).start()
     with daemon.client() as client:
-        submission = reference.checkpoints[2]
         state.rename(tmp_path / "away")
         backup.rename(state)
-        before = sorted(str(path) for path in state.rglob("*"))
-        sent = client.submit(submission)
-        wait_for(lambda: "not the folder that this daemon started with" in client.status(sent.id).reason, "the pause")
-        assert set(before) <= {str(path) for path in state.rglob("*")}
-        state.rename(tmp_path / "backup")
+        before = {str(path) for path in state.rglob("*")}
+        with pytest.raises(FoldinError, match="not the folder that this daemon started with"):
+            client.submit(reference.checkpoints[2])
+        client.set_alias("stable", 2)  # wakes it
+        daemon.wait_for_line("this daemon started with; stop the daemon before")
+        assert before <= {str(path) for path in state.rglob("*")}
+        state.rename(backup)
         (tmp_path / "away").rename(state)
-        assert client.wait(sent.id).version == 3
+        assert client.submit(reference.checkpoints[2], wait=True).version == 3
 
 
 def test_what_the_daemon_may_not_do_is_no_fault_of_a_submission(
