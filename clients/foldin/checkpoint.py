@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from foldin.errors import CheckpointError
+from foldin.errors import CheckpointError, listed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -87,13 +87,13 @@ def _sharded(folder: Path) -> tuple[CheckpointFile, ...]:
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {_enumerate(missing)}, which its {INDEX} names: "
+            f"{folder} lacks {listed(missing)}, which its {INDEX} names: "
             "fetch what is missing, or save the model again."
         )
     stray = [name for name in _names(folder) if _SHARD.fullmatch(name) and name not in shards]
     if stray:
         raise CheckpointError(
-            f"{folder} holds {_enumerate(stray)}, which its {INDEX} does not name: "
+            f"{folder} holds {listed(stray)}, which its {INDEX} does not name: "
             "they are left from another save. Delete them, or save the model again into an empty folder."
         )
     return tuple(CheckpointFile(name, folder / name) for name in (INDEX, *shards))
@@ -128,14 +128,14 @@ def _why_none(folder: Path) -> str:
     adapters = [name for name in names if (folder / name / ADAPTER[0]).is_file()]
     if adapters:
         return (
-            f"{folder} holds adapters in the folders {_enumerate(adapters)}: submit them one by one, "
+            f"{folder} holds adapters in the folders {listed(adapters)}: submit them one by one, "
             f"say foldin submit {folder / adapters[0]}"
         )
     if safetensors:
         return f"{folder} holds no {SINGLE}; to submit another file, name it: foldin submit {folder / safetensors[0]}"
     pickled = [name for name in names if name.endswith((*_PICKLED, ".bin.index.json"))]
     if pickled:
-        return f"{folder} holds {_enumerate(pickled)}; {_convert(folder)}"
+        return f"{folder} holds {listed(pickled)}; {_convert(folder)}"
     return f"{folder} holds no checkpoint: no {SINGLE}, no {INDEX}, no {' with '.join(reversed(ADAPTER))}."
 
 
@@ -161,7 +161,3 @@ def is_plain(name: str) -> bool:
 
 def _names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
-
-
-def _enumerate(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,7 +12,7 @@ import numpy as np
 
 from foldin.differences import Difference, TensorDifference
 from foldin.dtypes import STORED
-from foldin.errors import FailedPrecondition
+from foldin.errors import FailedPrecondition, listed
 from foldin.lineage import lineage_between
 from foldin.models import Progress
 from foldin.served import ModelReader, ServedTensor, served_tensors
@@ -69,9 +69,8 @@ def _pair(first: tuple[Mapping[str, ServedTensor], str], second: tuple[Mapping[s
     (before, a), (after, b) = first, second
     for tensors, label, others in ((before, a, after), (after, b, before)):
         if lacking := [name for name in others if name not in tensors]:
-            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             raise FailedPrecondition(
-                f"{a} and {b} do not hold the same tensors: {label} lacks {', '.join(lacking[:3])}{more}. Compare "
+                f"{a} and {b} do not hold the same tensors: {label} lacks {listed(lacking)}. Compare "
                 "versions of one base."
             )
     for name, one in before.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from foldin.checkpoint import ADAPTER, SINGLE, STATISTICS, CheckpointFile, find_checkpoint
 from foldin.coding import encode_int8, encode_ternary
-from foldin.errors import CheckpointError
+from foldin.errors import CheckpointError, listed
 from foldin.layout import CompressedWriter
 from foldin.modelfile import FLOATS, StoredTensor, as_bfloat16, read_tensors
 from foldin.models import Progress
@@ -76,7 +76,7 @@ def _pair(
     """Name -> the model's tensor and the base's, of all that are merged."""
     if extra := [name for name in model if name not in base and model[name].merged]:
         raise CheckpointError(
-            f"the base lacks {_count(extra)} of the model: {_some(extra)}. Give the base that it was fine-tuned from, "
+            f"the base lacks {_count(extra)} of the model: {listed(extra)}. Give the base that it was fine-tuned from, "
             "or save the model without them (a task head, say)."
         )
     pairs, missing = {}, []
@@ -100,7 +100,7 @@ def _pair(
         pairs[name] = (found, original)
     if missing and not partial:
         raise CheckpointError(
-            f"the model lacks {_count(missing)} of the base: {_some(missing)}. Give the base that it was fine-tuned "
+            f"the model lacks {_count(missing)} of the base: {listed(missing)}. Give the base that it was fine-tuned "
             "from, or say that they are unchanged (--partial)."
         )
     return pairs
@@ -170,7 +170,3 @@ def _stamps(files: Sequence[CheckpointFile]) -> list[tuple[int, int, int]]:
 
 def _count(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

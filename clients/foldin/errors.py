@@ -1,10 +1,12 @@
 """One tree of errors: every one is a sentence that says what happened and what to do next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from foldin.models import Submission
+
+_LISTED = 3
 
 
 class FoldinError(Exception):
@@ -136,3 +138,9 @@ def error_of(code: str, details: str, server: str) -> FoldinError:
     elif code == "UNIMPLEMENTED":
         details = f"what listens at {server} lacks this call: is it a Foldin daemon, and of this version? ({details})"
     return _BY_CODE.get(code, FoldinError)(details or f"the Foldin daemon at {server} answered {code}.", code)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names in one line, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"

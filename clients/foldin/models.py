@@ -53,7 +53,7 @@ class Progress:
 
     Attributes:
       stage: `converting`, `compressing`, `hashing`, `uploading`, `downloading`, `verifying` or `comparing` (bytes);
-        `folding` or `publishing` (tensors).
+        `folding`, `decomposing`, `publishing` or `publishing adapter` (tensors).
       done: bytes or tensors done in this stage.
       total: bytes or tensors of this stage.
       item: the file or tensor being worked on.

@@ -36,9 +36,9 @@ from foldind.serving.collector import StateCollector
 from foldind.serving.downloads import Downloads
 from foldind.serving.http import HttpServer, application
 from foldind.serving.hub import Hub
+from foldind.serving.manifests import Manifests
 from foldind.serving.pages.content import Content
 from foldind.serving.pages.likeness import Likenesses
-from foldind.serving.pages.manifests import Manifests
 from foldind.serving.pages.rendering import Templates
 from foldind.serving.pages.routes import Pages
 from foldind.serving.references import movable_alias
@@ -112,7 +112,7 @@ async def _run(
     # Long copies and digests may not keep the loop, the metrics and short questions waiting for a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "foldind"))
     supervisor = Supervisor(configuration.merge.threads, settings.memory_budget)
-    changes, metrics, systemd = Changes(), Metrics(), Systemd()
+    changes, metrics, systemd, manifests = Changes(), Metrics(), Systemd(), Manifests(folder, plan)
     preparation = Preparation(folder, configuration, settings, plan, versions, supervisor)
     republication = Republication(folder, configuration, settings, versions, supervisor, changes)
     service = MergeService(
@@ -142,6 +142,7 @@ async def _run(
             service,
             supervisor,
             preparation,
+            manifests,
             inbox,
             settings.gate_alias,
         )
@@ -154,7 +155,7 @@ async def _run(
 
     if http:
         downloads = Downloads()
-        content = _content(folder, plan, ledger, versions, census, sketches, service, downloads)
+        content = _content(ledger, versions, census, sketches, manifests, service, downloads)
         pages = Pages(content, _templates(configuration, settings), changes, port)
         hub = Hub(folder, versions, settings.model_id, metrics, downloads)
         await http.start(_application(metrics, service, pages, hub, settings))
@@ -233,17 +234,15 @@ def _application(
 
 
 def _content(
-    folder: StateFolder,
-    plan: Plan,
     ledger: Ledger,
     versions: Versions,
     census: Census,
     sketches: Sketches,
+    manifests: Manifests,
     service: MergeService,
     downloads: Downloads,
 ) -> Content:
-    manifests, likenesses = Manifests(folder, plan), Likenesses(sketches, ledger)
-    return Content(ledger, versions, census, likenesses, manifests, service, downloads)
+    return Content(ledger, versions, census, Likenesses(sketches, ledger), manifests, service, downloads)
 
 
 def _templates(configuration: Configuration, settings: ServeSettings) -> Templates:

@@ -1,9 +1,12 @@
 """Every error that reaches a person: what happened, and what to do next."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 LONGEST_REASON = 1000
 """Characters."""
+
+_LISTED = 5
 
 
 class FoldinError(Exception):
@@ -99,3 +102,9 @@ class StateError(FoldinError):
     """A state folder that the daemon will not touch until a person has looked at it."""
 
     status = "FAILED_PRECONDITION"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names in one line, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"

@@ -14,7 +14,7 @@ from foldind.checkpoints.plan import Plan
 from foldind.config import Configuration, ServeSettings
 from foldind.intake.admission import RESERVED_BYTES
 from foldind.merging.catalog import CATALOG
-from foldind.state.bases import KeptBases, bases_key
+from foldind.state.bases import KeptBases, bases_key, basis_bytes
 from foldind.state.durable import remove
 from foldind.state.folder import StateFolder
 from foldind.state.layout import dense_tensors
@@ -22,6 +22,7 @@ from foldind.state.records import Version
 from foldind.state.room import merge_bytes
 from foldind.state.versions import Versions
 from foldind.worker.blocks import projected_matrices
+from foldind.worker.estimates import basis_computation_bytes
 from foldind.worker.messages import BasisRequest, BasisTarget
 from foldind.worker.supervisor import Supervisor, WorkerDied, WorkFailed
 
@@ -103,7 +104,7 @@ class Preparation:
 
     async def _compute(self, head: Version) -> int:
         files = self._next()
-        needed = sum(self._matrices[file].basis_bytes for file in files)
+        needed = sum(basis_bytes(*self._matrices[file].tensor.shape[-2:]) for file in files)
         disk = os.statvfs(self._folder.root)
         if disk.f_bavail * disk.f_frsize < needed + self._merge_bytes:
             raise OSError(errno.ENOSPC, "the disk has no room for them beside a merge")
@@ -135,10 +136,7 @@ class Preparation:
         for file in self._missing[:at_once]:
             if (
                 files
-                and sum(
-                    self._matrices[name].decompose_bytes + self._matrices[name].basis_bytes for name in (*files, file)
-                )
-                > self._memory_budget
+                and sum(basis_computation_bytes(self._matrices[name]) for name in (*files, file)) > self._memory_budget
             ):
                 break
             files.append(file)

@@ -50,7 +50,7 @@ class TestRefusals:
         base = base_tensors()
         submission = {name: tensor.float() * float("nan") for name, tensor in base.items() if name != FROZEN}
         reason = self.refusal(Stream(tmp_path, base), submission)
-        assert reason.endswith(" and 3 more tensors")
+        assert reason.endswith(" and 3 more")
         assert reason.count(", ") == 4
 
     def test_a_refusal_leaves_the_stream_as_it_was(self, generator: Generator, tmp_path: Path) -> None:

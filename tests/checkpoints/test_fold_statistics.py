@@ -63,6 +63,29 @@ class TestStream:
                 stream.fold_folder(submission(place, models[number], statistics[number]))
             assert_close(stream, expected)
 
+    def test_taken_out_until_nobody_is_left_who_says_anything(
+        self, rule: str, generator: Generator, tmp_path: Path
+    ) -> None:
+        """Of a tensor that what stays neither changes nor weighs, nothing is left."""
+        base = base_tensors()
+        models = [fine_tuned(base, generator) for _ in range(3)]
+        models[2][QUERY] = base[QUERY]
+        statistics = [MAKE[rule](base, generator) for _ in range(3)]
+        statistics[0] = {name: 1e6 * values for name, values in statistics[0].items()}
+        del statistics[2][QUERY]
+        folders = [submission(tmp_path / f"s{number}", models[number], statistics[number]) for number in range(3)]
+        stream, alone = Stream(tmp_path / "with", base, rule=rule), Stream(tmp_path / "alone", base, rule=rule)
+        for folder in folders:
+            stream.fold_folder(folder)
+        for folder in (folders[1], folders[0]):
+            stream.fold_folder(folder, take_out=True)
+        alone.fold_folder(folders[2])
+        assert torch.equal(stream.merged[QUERY], base[QUERY])
+        for name, values in alone.merged.items():
+            if values.is_floating_point():
+                update = values - base[name]
+                assert (stream.merged[name] - values).norm() <= 1e-5 * update.norm(), name
+
     def test_a_state_that_an_earlier_release_kept_in_float32(
         self, rule: str, generator: Generator, tmp_path: Path
     ) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foldin import Client, FailedPrecondition, Submission
+from foldin import Client, FailedPrecondition, Refused, Submission
 from foldind.state.fsck import check_state
 from safetensors.torch import load_file, save_file
 from torch import Generator, randn
 
 from tests.support.daemon import Daemon
 from tests.support.models import base_tensors
+from tests.support.wire import idle_worker
 
 RULES = (
     "average",
@@ -111,6 +112,18 @@ def test_what_comes_after(serve: Serve, checkpoints: dict[str, Path]) -> None:
         assert "foldin rollback" in last.reason
     daemon.terminate()
     assert check_state(daemon.state, lambda what: None) == []
+
+
+def test_one_that_comes_too_late_is_told_so(serve: Serve, checkpoints: dict[str, Path]) -> None:
+    daemon = serve("state", "average")
+    with daemon.client() as client:
+        for name in "abc":
+            merge(client, checkpoints[name])
+        with idle_worker(daemon):
+            first, second = (client.submit(checkpoints["b"], take_out=True) for _ in range(2))
+        assert client.wait(first.id).state == "MERGED"
+        with pytest.raises(Refused, match="nothing that is merged has its content"):
+            client.wait(second.id)
 
 
 @pytest.mark.parametrize("rule", ["opcm", "foldin", "magmax"])

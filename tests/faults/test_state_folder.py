@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from foldin import FoldinError
 from foldind.state.fsck import check_state
 
 from tests.faults.processes import FaultDaemon
@@ -49,6 +50,42 @@ def test_two_daemons_do_not_share_an_address(reference: Reference, tmp_path: Pat
     first = fault_daemon(reference.two_merged.copy(tmp_path / "one")).start()
     second = reference.two_merged.copy(tmp_path / "two")
     assert "choose one with --grpc" in refusal("serve", "--state", str(second), "--grpc", first.server)
+
+
+def test_a_backup_restored_beneath_a_running_daemon_is_left_alone(
+    reference: Reference, state: Path, tmp_path: Path, fault_daemon: MakeDaemon
+) -> None:
+    backup = tmp_path / "backup"
+    shutil.copytree(state, backup, symlinks=True)
+    shutil.copytree(backup / "snapshots" / "v1", backup / "snapshots" / "v9")  # as of a later time
+    daemon = fault_daemon(state).start()
+    with daemon.client() as client:
+        state.rename(tmp_path / "away")
+        backup.rename(state)
+        before = {str(path) for path in state.rglob("*")}
+        with pytest.raises(FoldinError, match="not the folder that this daemon started with"):
+            client.submit(reference.checkpoints[2])
+        client.set_alias("stable", 2)  # wakes it
+        daemon.wait_for_line("this daemon started with; stop the daemon before")
+        assert before <= {str(path) for path in state.rglob("*")}
+        state.rename(backup)
+        (tmp_path / "away").rename(state)
+        assert client.submit(reference.checkpoints[2], wait=True).version == 3
+
+
+def test_what_the_daemon_may_not_do_is_no_fault_of_a_submission(
+    reference: Reference, state: Path, tmp_path: Path, fault_daemon: MakeDaemon
+) -> None:
+    daemon = fault_daemon(state).start()
+    with daemon.client() as client:
+        (state / "merge").rename(tmp_path / "away")
+        (state / "merge").touch()
+        sent = client.submit(reference.checkpoints[2])
+        wait_for(lambda: "paused: " in client.status(sent.id).reason, "the pause")
+        assert (client.status(sent.id).attempts, client.status(sent.id).state) == (0, "QUEUED")
+        (state / "merge").unlink()
+        (tmp_path / "away").rename(state / "merge")
+        assert client.wait(sent.id).version == 3
 
 
 def make(path: str) -> Damage:
@@ -100,6 +137,15 @@ def change_ledger(statement: str) -> Damage:
     return damage
 
 
+def zero_a_page(path: str) -> Damage:
+    def damage(state: Path) -> None:
+        content = bytearray((state / path).read_bytes())
+        content[2 * 4096 : 3 * 4096] = bytes(4096)
+        (state / path).write_bytes(content)
+
+    return damage
+
+
 MOVE = "move it out of the state folder"
 RESTORE = "restore the state folder from a backup"
 
@@ -116,6 +162,7 @@ REFUSED = {
         RESTORE,
     ),
     "torn_ledger": (write("ledger.sqlite", "no database"), "ledger", "cannot be opened", RESTORE),
+    "damaged_ledger": (zero_a_page("ledger.sqlite"), "ledger", "is damaged", RESTORE),
 }
 
 

@@ -212,20 +212,36 @@ class TestBoth:
         rest = rule.accumulation.take_out(state, task_vector, step)
         close(published(rule, rest, 3), merge(rule, pairs), 1e-6)
 
-    def test_so_it_does_where_nobody_is_left_who_says_anything(self, rule: Rule, generator: Generator) -> None:
-        """Also where those that went differ in their weights: rounding is not divided by rounding."""
-        silent = (torch.zeros(12, 8), None)
-        loud = [
-            (task_vector, weight * statistics)
-            for weight, (task_vector, statistics) in zip((1, 1e-6, 1e-3), pairs_for(rule, generator, 3), strict=True)
-            if statistics is not None
-        ]
-        for order in permutations(loud):
-            state = fold(rule, [*loud, silent])
-            assert rule.accumulation.take_out is not None
-            for task_vector, statistics in order:
-                state = rule.accumulation.take_out(state, task_vector, Step(True, 0, statistics))
-            assert float(published(rule, state, 1).norm()) <= 1e-5 * float(loud[0][0].norm())
+    @pytest.mark.parametrize("options", [{}, {"floor": 0.0}], ids=["default", "floor 0"])
+    def test_small_weights_that_stay_are_no_rounding(
+        self, rule: Rule, options: dict[str, float], generator: Generator
+    ) -> None:
+        """Fishers of one tensor differ by many orders of magnitude, element by element."""
+        if options and rule.name != "fisher":
+            return
+        rule = make_rule(rule.name, options)
+        *pairs, (task_vector, statistics) = pairs_for(rule, generator, 4)
+        assert statistics is not None
+        loud = 1e3 * statistics
+        state = fold(rule, [*pairs, (task_vector, loud)])
+        assert rule.accumulation.take_out is not None
+        rest = rule.accumulation.take_out(state, task_vector, Step(True, 0, loud))
+        close(published(rule, rest, 3), merge(rule, pairs), 1e-6)
+
+    def test_an_input_that_only_the_one_taken_out_had_seen(self, rule: Rule, generator: Generator) -> None:
+        """Rounding is not divided by rounding."""
+        pairs = pairs_for(rule, generator, 3)
+        silent = []
+        for task_vector, statistics in pairs[1:]:
+            assert statistics is not None
+            statistics[3] = 0
+            statistics[:, 3] = 0
+            silent.append((task_vector, statistics))
+        zero_floor = make_rule(rule.name, {"floor": 0.0} if rule.name == "fisher" else {})
+        state = fold(zero_floor, [pairs[0], *silent])
+        assert zero_floor.accumulation.take_out is not None
+        rest = zero_floor.accumulation.take_out(state, pairs[0][0], Step(True, 0, pairs[0][1]))
+        close(published(zero_floor, rest, 2), merge(zero_floor, silent), 1e-6)
 
     def test_who_says_nothing_has_no_weight(self, rule: Rule, generator: Generator) -> None:
         pairs = pairs_for(rule, generator, 2)

@@ -4,8 +4,8 @@ import math
 from itertools import pairwise
 
 import pytest
+from foldind.serving.manifests import TensorFigures
 from foldind.serving.pages.heatmap import STEPS, Place, heat_map, place
-from foldind.serving.pages.manifests import TensorFigures
 
 
 def figures(name: str, norm: float = 1.0, kept: float = 0.5, split_rank: int = 2, rank: int = 8) -> TensorFigures:

@@ -1,6 +1,7 @@
 """What the HTTP server does for many at once, and for those who take nothing."""
 
 import asyncio
+import logging
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ import pytest
 import torch
 from aiohttp import ClientSession
 from aiohttp.web import Request, Response, get
-from foldind.serving import http
+from foldind.serving import http, noise
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
@@ -53,6 +54,33 @@ def test_too_many_at_once_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch
         await server.stop()
 
     asyncio.run(run())
+
+
+def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(request: Request) -> Response:
+        raise RuntimeError("ours")
+
+    async def run() -> None:
+        app = http.application(CollectorRegistry(), lambda: True, lambda: "", [get("/fail", fail)], "")
+        server = http.HttpServer("127.0.0.1:0")
+        await server.start(app)
+        host, _, port = server.address.rpartition(":")
+        for sent in (
+            b"\x16\x03\x01\n\n",
+            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            b"GET /fail HTTP/1.1\r\nHost: a\r\n\r\n",
+        ):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            assert await reader.read(100)
+            writer.close()
+        await server.stop()
+
+    asyncio.run(run())
+    assert ["ours" in str(record.exc_info) for record in caplog.records if record.name == "aiohttp.server"] == [True]
+    for _ in range(100):
+        logging.getLogger("asyncio").error(noise.ACCEPT_FAILED)
+    assert sum(record.message == noise.ACCEPT_FAILED for record in caplog.records) == 1
 
 
 @pytest.mark.long

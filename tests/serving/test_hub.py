@@ -51,12 +51,13 @@ def ask(daemon: Daemon, path: str, method: str = "GET", body: bytes | None = Non
         return Answer(response.status, response.headers, response.read())
 
 
-def answered(daemon: Daemon, request: bytes, *headers: bytes) -> int:
-    """The status of the answer to what urllib would not send."""
+def answered(daemon: Daemon, request: bytes, *headers: bytes) -> tuple[int, bytes]:
+    """The status of the answer to what urllib would not send, and all of its bytes."""
     host, port = daemon.http.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection, connection.makefile("rb") as answer:
         connection.sendall(b"\r\n".join((request + b" HTTP/1.1", b"Connection: close", *headers, b"\r\n")))
-        return int(connection.recv(4096).split()[1])
+        everything = answer.read()
+    return int(everything.split()[1]), everything
 
 
 def commit(daemon: Daemon, version: int) -> str:
@@ -306,7 +307,7 @@ class TestToken:
                 assert answer.status == 401
                 assert "HF_TOKEN" in answer.headers["X-Error-Message"]
         for anything in (b"Bearer \xff", b"Basic \xff", b"Basic " + base64.b64encode(b"anyone:\xff"), b"\xff"):
-            assert answered(guarded, b"GET /", b"Host: foldin", b"Authorization: " + anything) == 401
+            assert answered(guarded, b"GET /", b"Host: foldin", b"Authorization: " + anything)[0] == 401
         for right in ("Bearer hf_secret", "bearer hf_secret", f"Basic {basic}"):
             assert ask(guarded, f"{RESOLVE}/main/{SINGLE}", Authorization=right).body == content(guarded, 4)
         for probe in ("/healthz", "/readyz", "/metrics"):

@@ -123,7 +123,8 @@ class TestEnqueue:
         assert ledger.enqueue(second.id, digests("1"), "c").id == first.id
         withdrawn = ledger.get(second.id)
         assert (withdrawn.state, withdrawn.bytes_kept) == (WITHDRAWN, False)
-        assert first.id in withdrawn.reason
+        assert withdrawn.reason == f"it has the same content as submission {first.id}", "ledgers hold this sentence"
+        assert ledger.twin(withdrawn) == ledger.get(first.id)
         assert [submission.id for submission in ledger.page(0, 10, [QUEUED])] == [first.id]
 
     def test_a_twin_that_is_still_received_does_not_count(self, ledger: Ledger) -> None:
@@ -371,3 +372,28 @@ def test_everything_is_there_again_after_a_restart(tmp_path_factory: pytest.Temp
         assert ledger.take_next() == before[0]
         ledger.reject(first.id, "bad")
         assert ledger.take_next().id == second.id  # type: ignore[union-attr]
+
+
+def test_the_newest_are_found_among_many(database: Database, ledger: Ledger) -> None:
+    many, states = 3_000, (REJECTED, QUARANTINED)
+    columns = "id, name, labels, state, files, partial, forced, created_at, updated_at"
+    with database.transaction() as connection:
+        connection.executemany(
+            f"INSERT INTO submissions ({columns}) VALUES (?, '', '{{}}', ?, '{{}}', 0, 0, 0, ?)",
+            [(str(number), states[number % 2], number * 7 % many) for number in range(many)],
+        )
+    found = ledger.newest(5, *states)
+    assert [submission.updated_at for submission in found] == [many - 1 - number for number in range(5)]
+    assert {submission.state for submission in found} == {*states}
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    with database.transaction() as connection:
+        connection.set_progress_handler(step, 100)
+    ledger.newest(5, *states)
+    with database.transaction() as connection:
+        connection.set_progress_handler(None, 0)
+    assert steps < 20, "it does not read all of them"

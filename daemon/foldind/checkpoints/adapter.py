@@ -13,7 +13,7 @@ from foldind.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint
 from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
 from foldind.checkpoints.vocabulary import check_shape
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, listed
 
 _FACTORS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 _BASE_LAYER = ".base_layer.weight"
@@ -90,9 +90,8 @@ def read_adapter(
         elif not matches_any(target, ignore):
             unknown.append(target)
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise CheckpointRefused(
-            f"the adapter changes tensors that the base lacks: {', '.join(unknown[:5])}{more}",
+            f"the adapter changes tensors that the base lacks: {listed(unknown)}",
             "check which base it was trained on, or have the operator add a pattern for them to `ignore`",
         )
     _check_tied(changes, plan)

@@ -10,7 +10,7 @@ from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.header import MAX_HEADER_BYTES, TensorInfo
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment, matches_any
 from foldind.checkpoints.vocabulary import RowCounts, VocabPolicy, check_shape
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, listed
 
 _Tensor = TensorInfo | CodedTensor
 
@@ -81,12 +81,12 @@ def _check_names(tensors: Mapping[str, _Tensor], plan: Plan, ignore: Sequence[st
         raise CheckpointRefused("it has no tensor in common with the base", "check which base it was fine-tuned from")
     if extra:
         raise CheckpointRefused(
-            f"it has {_count(extra, 'tensor')} that the base lacks: {_some(extra)}",
+            f"it has {_count(extra, 'tensor')} that the base lacks: {listed(extra)}",
             "remove them, or have the operator add a pattern for them to `ignore` (task heads, say)",
         )
     if missing and not partial:
         raise CheckpointRefused(
-            f"it lacks {_count(missing, 'tensor')} of the base: {_some(missing)}",
+            f"it lacks {_count(missing, 'tensor')} of the base: {listed(missing)}",
             "submit the whole model, or mark the submission as partial if they are unchanged",
         )
 
@@ -110,8 +110,3 @@ def _added_prefix(tensors: Collection[str], plan: Plan) -> str:
 
 def _count(names: Sequence[str], noun: str) -> str:
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -16,7 +16,7 @@ from foldind.checkpoints.form import Form, form_of
 from foldind.checkpoints.header import MAX_HEADER_BYTES, read_header
 from foldind.checkpoints.plan import FLOAT_DTYPES, Plan, PlannedTensor, Treatment
 from foldind.checkpoints.vocabulary import VocabPolicy
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, listed
 
 Kind = Literal["like", "gram"]
 """A tensor is shaped like its parameter; or it is (n, n), of a linear layer of (m, n), one a matrix of stacked ones."""
@@ -111,9 +111,8 @@ def check_statistics(
                     f"save it as one of {', '.join(sorted(FLOAT_DTYPES))}",
                 )
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise CheckpointRefused(
-            f"{STATISTICS} lacks {', '.join(missing[:5])}{more}, which the submission changes",
+            f"{STATISTICS} lacks {listed(missing)}, which the submission changes",
             f"add them, all zero where there is nothing to weigh by; {MAKE}",
         )
 

@@ -141,7 +141,11 @@ class Admission:
 
         Returns:
           The submission: QUEUED, or REJECTED with the reason; or the earlier one with the same content.
+
+        Raises:
+          StateError: its bytes lie in another folder, which took the place of the state folder.
         """
+        self._folder.check_in_place()
         path = self._folder.submission(submission_id)
         sync(path)
         sync(path.parent)

@@ -188,8 +188,14 @@ class Uploads:
             await upload.idle.wait()
             submission = await asyncio.to_thread(self._ledger.get, submission_id)
             if submission.state is SubmissionState.RECEIVING:
-                async with self._committing:
-                    submission = await asyncio.to_thread(self._close, submission_id, upload, files)
+                try:
+                    async with self._committing:
+                        submission = await asyncio.to_thread(self._close, submission_id, upload, files)
+                except FileNotFoundError as error:
+                    self._uploads.pop(submission_id, None)
+                    raise WrongState(
+                        f"what arrived of submission {submission_id} is gone from the daemon's disk", "submit it again"
+                    ) from error
                 self._uploads.pop(submission_id, None)
         return submission
 

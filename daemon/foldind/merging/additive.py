@@ -16,10 +16,8 @@ from foldind.merging.rule import Accumulation, FoldedState, State, Step
 Contribution = Callable[[Tensor, Step], State]
 """A task vector, float32 -> what it adds to every slot, in memory of its own or the task vector itself."""
 
-RESIDUE = 1e-8
-"""Share of a weight, summed in float64, at or below which what is left after a removal counts as rounding.
-
-It lies between a submission that weighs a millionth of the one removed, and the rounding that both leave of it."""
+RESIDUE = 1e-14
+"""Share of a weight, summed in float64, at or below which what is left after a removal counts as its rounding."""
 
 Settle = Callable[[State, State], State]
 """(state before, state after something was taken out) -> the latter, with zeros where nobody has weight any more."""

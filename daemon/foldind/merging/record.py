@@ -30,6 +30,8 @@ class TensorRecord(NamedTuple):
     """Norm of the accumulated state."""
     table: bool = False
     """Whether its rows are the embeddings of tokens, of which a task changes few."""
+    weighing: int = 0
+    """How many submissions brought statistics of it, where the rule asks for any."""
     taken_from: float = 0.0
     """Norm of the largest accumulated state that a task vector was taken out of; 0 if none was, or nothing is left.
 

@@ -1,33 +1,30 @@
 """Metrics that are derived when they are asked for: from the ledger, the state folder, the loop and the worker."""
 
-import json
 import logging
 import math
 import os
 import platform
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from foldind.checkpoints.plan import Treatment
 from foldind.config import MergeSettings
 from foldind.intake.inbox import Inbox
 from foldind.pause import PAUSES
 from foldind.preparation import Preparation
 from foldind.service import MergeService
+from foldind.serving.manifests import Manifests
 from foldind.state.census import Census
 from foldind.state.folder import StateFolder
 from foldind.state.records import SubmissionState
 from foldind.state.sketches import Sketches, cosine
-from foldind.state.snapshots import MANIFEST
 from foldind.state.versions import Versions
 from foldind.worker.supervisor import Supervisor
 
@@ -57,6 +54,7 @@ class StateCollector(Collector):
     service: MergeService
     supervisor: Supervisor
     preparation: Preparation
+    manifests: Manifests
     inbox: Inbox | None
     gate_alias: str
 
@@ -143,30 +141,30 @@ class StateCollector(Collector):
         ready, wanted = self.preparation.ready()
         yield _gauge("foldin_bases_wanted", "Bases that the next merge needs, one for each projected matrix.", wanted)
         yield _gauge("foldin_bases_ready", "Those of them that are there; the merge computes the others.", ready)
-        manifest = json.loads((self.folder.snapshot(head.version) / MANIFEST).read_bytes())
+        figures = self.manifests.of(head.version)
         yield _gauge(
             "foldin_dropped_ratio",
             "Share of the accumulated norm that max_rank took out of it in the last merge.",
-            manifest.get("dropped", 0.0),  # earlier releases dropped nothing, and did not say so
+            figures.dropped,
         )
-        if adapter := manifest.get("adapter"):
-            yield _gauge("foldin_adapter_rank", "Rank of the newest version's adapter.", adapter["rank"])
+        if adapter := figures.adapter:
+            yield _gauge("foldin_adapter_rank", "Rank of the newest version's adapter.", adapter.rank)
             yield _gauge(
                 "foldin_adapter_retained_ratio",
                 "Share of the squared norm of the merged update that this adapter holds.",
-                adapter["retained"][-1],
+                adapter.retained,
             )
-        kept, split_ranks = _projected(manifest)
+        changed = [tensor for tensor in figures.projected if tensor.norm]
         yield _gauge(
             "foldin_projection_kept_ratio",
             "Share of the last task vector's norm that projection kept, over the projected tensors.",
-            _statistics(kept),
+            _statistics([tensor.kept for tensor in changed]),
             "statistic",
         )
         yield _gauge(
             "foldin_split_rank",
             "Directions that counted as taken in the last merge, over the projected tensors.",
-            _statistics(split_ranks),
+            _statistics([tensor.split_rank for tensor in changed]),
             "statistic",
         )
 
@@ -215,16 +213,7 @@ def _gauge(name: str, documentation: str, values: float | Mapping[str, float], l
     return family
 
 
-def _projected(manifest: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Return the share kept and the split rank of every projected tensor of a version that changed."""
-    tensors = manifest["tensors"].values()
-    changed = [
-        tensor for tensor in tensors if tensor["treatment"] == Treatment.PROJECTED and tensor["task_vector_norm"]
-    ]
-    return [tensor["kept"] for tensor in changed], [tensor["split_rank"] for tensor in changed]
-
-
-def _statistics(values: list[float]) -> dict[str, float]:
+def _statistics(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": median(values), "max": max(values)} if values else {}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
+from foldind.checkpoints.header import ITEM_BYTES
 from foldind.config import MergeSettings
 from foldind.state.durable import TEMPORARY_SUFFIX, FileDigest, digest_file, make_folder, move, move_files, remove
 
@@ -31,6 +32,17 @@ def basis_file(tensor: int, row: int) -> str:
       row: of the tensor, the first of the matrix; matrices may be stacked in one tensor.
     """
     return f"{tensor:05}-{row:05}.safetensors"
+
+
+def basis_bytes(m: int, n: int) -> int:
+    """Return how many bytes the basis of an (m, n) matrix takes at the most, in memory and in its file.
+
+    The file is laid out in basisfile.py; its header and its digest are not counted.
+    """
+    k = min(m, n)
+    left, right, lengths = m * k, k * n, k
+    singular_values = k
+    return ITEM_BYTES["F32"] * (left + right + lengths) + ITEM_BYTES["F64"] * singular_values
 
 
 def bases_key(state_files: Mapping[str, FileDigest], merge: MergeSettings) -> str:

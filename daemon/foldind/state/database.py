@@ -150,7 +150,8 @@ class Database:
             remedy = "close the program that has it open" if locked else "restore the state folder from a backup"
             raise StateError(f"the ledger {path} cannot be opened ({error})", remedy) from error
         if health != "ok":
-            raise StateError(f"the ledger {path} is damaged ({health})", "restore the state folder from a backup")
+            damage = " ".join(health.split())
+            raise StateError(f"the ledger {path} is damaged ({damage})", "restore the state folder from a backup")
         if create:
             with self.transaction() as connection:
                 for statement in _SCHEMA.split(";\n"):

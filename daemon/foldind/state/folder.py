@@ -1,4 +1,4 @@
-"""The state folder: where everything lies, who may use it, and its recovery after a crash.
+"""The state folder: where everything lies, and who may use it.
 
     foldin.toml  plan.json  base/  ledger.sqlite  submissions/<id>/  merge/v<N>/  bases/<key>/  snapshots/v<N>/
     snapshots/latest

@@ -127,9 +127,9 @@ class Ledger:
                 "UPDATE submissions SET files = ?, content_digest = ?, common_rows = ? WHERE id = ?",
                 (json.dumps(files), content_digest, json.dumps(common_rows or {}), submission_id),
             )
-            if twin := rows.merged_otherwise(connection, submission, content_digest):
+            if twin := rows.withdraw_if_duplicate(connection, submission, content_digest):
                 return twin
-            if submission.takes_out and rows.to_take_out(connection, submission, content_digest) is None:
+            if submission.takes_out and rows.reject_unless_removable(connection, submission, content_digest) is None:
                 return rows.existing(connection, submission_id)
             connection.execute(
                 "UPDATE submissions SET place = (SELECT coalesce(max(place), 0) + 1 FROM submissions) WHERE id = ?",
@@ -141,8 +141,7 @@ class Ledger:
     def take_next(self) -> Submission | None:
         """Mark the submission whose turn it is as MERGING and return it as it was, if there is one.
 
-        That is the one an interruption left MERGING, else the head of the queue. One that is to take out what is not
-        merged (any more) is REJECTED in its turn, and returned so.
+        That is the one left MERGING, else the head of the queue; a take-out of what is not merged comes back REJECTED.
         """
         with self._database.transaction() as connection:
             submission = rows.find_one(connection, "state = ?", MERGING) or rows.find_one(
@@ -151,7 +150,8 @@ class Ledger:
             if submission is None:
                 return None
             if submission.takes_out:
-                if (found := rows.to_take_out(connection, submission, submission.content_digest)) is None:
+                found = rows.reject_unless_removable(connection, submission, submission.content_digest)
+                if found is None:
                     return rows.existing(connection, submission.id)
                 connection.execute("UPDATE submissions SET took_out = ? WHERE id = ?", (found.id, submission.id))
                 submission = replace(submission, took_out=found.id)
@@ -224,7 +224,7 @@ class Ledger:
                     f"submission {submission_id} is {submission.state}",
                     "only a QUARANTINED submission can be retried; submit a rejected checkpoint anew",
                 )
-            if twin := rows.merged_otherwise(connection, submission, submission.content_digest):
+            if twin := rows.withdraw_if_duplicate(connection, submission, submission.content_digest):
                 return twin
             connection.execute("UPDATE submissions SET attempts = 0 WHERE id = ?", (submission_id,))
             rows.move(connection, submission_id, QUEUED, "retried")
@@ -269,17 +269,12 @@ class Ledger:
         """Return up to `size` submissions numbered above `after`, oldest first, of these states (none: all)."""
         wanted = tuple(states) or tuple(SubmissionState)
         marks = ", ".join("?" * len(wanted))
-        found = self._database.query(
-            f"SELECT * FROM submissions WHERE number > ? AND state IN ({marks}) ORDER BY number LIMIT ?",
-            after,
-            *wanted,
-            size,
-        )
-        return [rows.submission_of(row) for row in found]
+        statement = f"SELECT * FROM submissions WHERE number > ? AND state IN ({marks}) ORDER BY number LIMIT ?"
+        return [rows.submission_of(row) for row in self._database.query(statement, after, *wanted, size)]
 
     def all(self, *states: SubmissionState) -> list[Submission]:
-        """Return the submissions of these states (none: of every state), oldest first."""
-        return self.page(0, -1, states)  # a negative limit is none
+        """Return all submissions of these states (none: of every state), oldest first."""
+        return self.page(0, -1, states)
 
     def newest(self, size: int, *states: SubmissionState) -> list[Submission]:
         """Return up to `size` submissions of these states, the one that changed last first."""

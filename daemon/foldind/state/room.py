@@ -6,6 +6,7 @@ from foldind.checkpoints.header import ITEM_BYTES
 from foldind.checkpoints.plan import Plan, Treatment
 from foldind.config import MergeSettings, ServeSettings
 from foldind.merging.catalog import SPECTRAL, parse_publication, slots_of
+from foldind.state.bases import basis_bytes
 
 
 def merge_bytes(plan: Plan, merge: MergeSettings, settings: ServeSettings) -> int:
@@ -15,7 +16,7 @@ def merge_bytes(plan: Plan, merge: MergeSettings, settings: ServeSettings) -> in
         for tensor in plan.folded:
             if tensor.treatment is Treatment.PROJECTED:
                 (*stacked, m, n) = tensor.shape
-                bases += ITEM_BYTES["F32"] * math.prod(stacked) * min(m, n) * (m + n + 3)
+                bases += math.prod(stacked) * basis_bytes(m, n)
     return state_bytes(plan, merge.rule) + bases + plan.published_bytes(settings.publish, settings.adapter_rank)
 
 

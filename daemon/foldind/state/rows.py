@@ -71,7 +71,10 @@ def record_request(connection: sqlite3.Connection, request_id: str, submission_i
 
 
 TWIN = "it has the same content as submission "
-"""What the reason of a submission that was withdrawn for the sake of another begins with; then comes its id."""
+"""What the reason of a submission that was withdrawn for the sake of another begins with; then comes its id.
+
+Never reword it: ledgers hold this sentence, and `Ledger.twin` reads the id out of it.
+"""
 
 
 def requested(connection: sqlite3.Connection, request_id: str) -> Submission | None:
@@ -116,7 +119,9 @@ def arriving(
     )
 
 
-def merged_otherwise(connection: sqlite3.Connection, submission: Submission, content_digest: str) -> Submission | None:
+def withdraw_if_duplicate(
+    connection: sqlite3.Connection, submission: Submission, content_digest: str
+) -> Submission | None:
     """Withdraw a submission whose content another one has that is queued or merged, and return that one."""
     if (
         submission.forced
@@ -128,8 +133,13 @@ def merged_otherwise(connection: sqlite3.Connection, submission: Submission, con
     return twin
 
 
-def to_take_out(connection: sqlite3.Connection, submission: Submission, content_digest: str) -> Submission | None:
-    """Return the submission that one is to take out; None: there is none, or nothing else, and it is rejected."""
+def reject_unless_removable(
+    connection: sqlite3.Connection, submission: Submission, content_digest: str
+) -> Submission | None:
+    """Reject a submission that is to take out what cannot be, and return None; else return what it is to take out.
+
+    It cannot be taken out if it is not merged, or if nothing else is.
+    """
     if (found := with_content(connection, content_digest, MERGED)) is None:
         settle(connection, submission.id, REJECTED, "nothing that is merged has its content; see `foldin list`")
         return None

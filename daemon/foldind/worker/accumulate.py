@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from foldind.checkpoints.checkpoint import Checkpoint
 from foldind.checkpoints.plan import Plan, PlannedTensor
 from foldind.checkpoints.vocabulary import token_embeddings
-from foldind.errors import CheckpointRefused
+from foldind.errors import CheckpointRefused, listed
 from foldind.merging.catalog import CATALOG
 from foldind.merging.record import TensorRecord
 from foldind.merging.rule import Factored, Rule
@@ -81,9 +81,8 @@ def accumulate(
             old = stack.enter_context(AccumulatedState(Path(request.accumulated), slots))
             old_records = read_records(Path(request.accumulated))
         task_vectors = stack.enter_context(open_task_vectors(plan, base, submission, request.vocab))
-        weights: Statistics | None = None
-        if kind and statistics:
-            weights = stack.enter_context(Statistics(plan, statistics, kind, request.vocab))
+        weights = Statistics(plan, statistics, kind, request.vocab) if kind and statistics else None
+        stack.enter_context(weights or nullcontext())
         factored = rule.accumulation.fold_factored is not None
         places = list(choose_places(plan, rule.name, factored, old, task_vectors, weights, request.max_rank))
         new = stack.enter_context(StateWriter(scratch, places, slots))
@@ -101,6 +100,7 @@ def accumulate(
                     new.write_factored(place, state)
                 else:
                     new.write_dense(state)
+                del state  # the estimates count it until the next result is asked for
                 if sketch is not None:
                     sketched += sketch
                 parts.append(figures)
@@ -144,6 +144,7 @@ def _record(before: TensorRecord, parts: Sequence[FoldedBlock], sign: int) -> Te
         max(0.0, before.task_vector_squared_sum + sign * task_vector_norm**2),
         math.hypot(*(part.accumulated_norm for part in parts)),
         before.table,
+        max(0, before.weighing + sign * any(part.weighs for part in parts)),
         taken_from,
     )
 
@@ -158,8 +159,7 @@ def _statistics(tensor: PlannedTensor, parts: Sequence[FoldedBlock]) -> TensorSt
 
 
 def _refusal(names: Sequence[str]) -> CheckpointRefused:
-    more = f" and {len(names) - 5} more tensors" if len(names) > 5 else ""
     return CheckpointRefused(
-        f"it has NaN or infinite values in {', '.join(names[:5])}{more}",
+        f"it has NaN or infinite values in {listed(names)}",
         "the training run diverged or overflowed; submit a checkpoint from before that",
     )

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
-from foldind.merging.catalog import ACCUMULATED, Entry
 from foldind.state.bases import basis_file
 
 BLOCK_ELEMENTS = 2 * 1024 * 1024
@@ -41,39 +40,6 @@ class Block(NamedTuple):
         """Number of the matrix that it is of, among those that are stacked in its tensor; else 0."""
         return self.first if self.basis_file and len(self.tensor.shape) > 2 else 0
 
-    def fold_bytes(self, rule: Entry) -> int:
-        """Return how many bytes folding it takes at the most."""
-        elements = math.prod(block_shape(self.tensor, self.rows))
-        if not (self.basis_file and rule.projects):
-            kept = (ACCUMULATED, *rule.slots, *(rule.matrix_slots if self.basis_file else ()))
-            squares = 32 * self.tensor.shape[-1] ** 2 if rule.square_slots and self.basis_file else 0
-            squares *= 1 + (rule.statistics == "gram")  # which are checked in float64
-            slots = 2 * rule.element_bytes(kept) + rule.element_bytes(rule.doubles)
-            # In float32 tau and what is said of it; every slot before and after, and in float64 what is added to it;
-            # where whole tensors are needed what is computed of them.
-            return elements * (12 + slots + 8 * (rule.statistics == "like") + 16 * rule.whole) + squares
-        m, n = self.tensor.shape[-2:]
-        k = min(m, n)
-        if self.of_large:
-            # In float32 tau, S and P(tau), rows of U as they are read, and their part of U^T tau.
-            return 20 * elements + 4 * k * n
-        # In float32 tau, S and P(tau), and U^T tau; or before that what the basis takes.
-        return self.basis_bytes + max(12 * elements + 4 * k * n, self.decompose_bytes)
-
-    @property
-    def decompose_bytes(self) -> int:
-        """Bytes that computing the basis of its matrix takes at the most, besides the basis."""
-        m, n = self.tensor.shape[-2:]
-        k = min(m, n)
-        # In float64 the Gram matrix, its eigenvectors twice, eigh's workspace, and some rows at a time.
-        return 48 * k * k + 12 * BLOCK_ELEMENTS + (8 * BLOCK_ELEMENTS if self.of_large else 4 * m * n)
-
-    @property
-    def basis_bytes(self) -> int:
-        """Bytes that the basis of its matrix takes at the most."""
-        m, n = self.tensor.shape[-2:]
-        return 4 * min(m, n) * (m + n + 3)
-
 
 class FactoredMatrix(NamedTuple):
     """A matrix of the state that is held as factors, and folded as such."""
@@ -83,11 +49,6 @@ class FactoredMatrix(NamedTuple):
     """Of the new state, at the most."""
 
     matrix: int = 0
-
-    def fold_bytes(self, rule: Entry) -> int:
-        """Return how many bytes folding it takes at the most."""
-        # In float64 the factors of both sides, their orthonormal bases and a workspace; and the small matrices.
-        return 32 * self.rank * sum(self.tensor.shape) + 80 * self.rank**2
 
 
 class FoldedBlock(NamedTuple):
@@ -100,6 +61,8 @@ class FoldedBlock(NamedTuple):
     split_rank: int = 0
     basis_computed: bool = False
     """Whether its basis was not kept from before."""
+    weighs: bool = False
+    """Whether the submission brought statistics of its tensor."""
     rank: int = 0
     """Of the new state, if that is held as factors."""
     dropped_squared: float = 0.0

@@ -20,6 +20,7 @@ from foldind.state.basisfile import open_basis, read_basis
 from foldind.state.layout import Representation
 from foldind.state.tensorrecords import Records
 from foldind.worker.blocks import Block, FactoredMatrix, FoldedBlock, block_shape, tensor_blocks
+from foldind.worker.estimates import fold_bytes
 from foldind.worker.large import fold_large, write_large_basis
 from foldind.worker.messages import FoldRequest
 from foldind.worker.ordered import Parallelism, ordered_map
@@ -88,7 +89,7 @@ class Folding:
             if self._old and large:
                 yield from self._fold_large([part for part in run if isinstance(part, Block)], self._old)
             else:
-                yield from ordered_map(self._fold, run, lambda part: part.fold_bytes(self._entry), self._parallelism)
+                yield from ordered_map(self._fold, run, lambda part: fold_bytes(part, self._entry), self._parallelism)
 
     def _large_matrix(self, part: Part) -> str:
         """Return what names the large matrix that a part is of and that something was merged into; else nothing."""
@@ -112,7 +113,7 @@ class Folding:
         if block.basis_file:  # it may be one of stacked matrices
             state = {slot: values.flatten(0, -2) for slot, values in state.items()}
             task_vector = task_vector.flatten(0, -2)
-        projection = self._rule.accumulation.projection
+        projection, step = self._rule.accumulation.projection, self._step(block)
         if projection and block.basis_file and merged_before and task_vector_norm > 0:
             basis = read_basis(self._bases / block.basis_file)
             if computed := basis is None:
@@ -120,28 +121,34 @@ class Folding:
             accumulated, removed_squared = projection.fold(state[ACCUMULATED], task_vector, basis)
             state, split_rank = {ACCUMULATED: accumulated}, basis.split_rank
         else:
-            state, removed_squared = self._fold_into(state, task_vector, self._step(block))
+            state, removed_squared = self._fold_into(state, task_vector, step, block)
             split_rank, computed = 0, False
-            if task_vector_norm > 0 and self._leaves_nothing(block):
-                state = {slot: torch.zeros_like(values) for slot, values in state.items()}
         norm = frobenius_norm(state[ACCUMULATED])
-        return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed), sketched
+        weighs = step.statistics is not None
+        return state, FoldedBlock(task_vector_norm, norm, removed_squared, split_rank, computed, weighs), sketched
 
-    def _fold_into(self, state: State, task_vector: Tensor, step: Step) -> FoldedState:
+    def _fold_into(self, state: State, task_vector: Tensor, step: Step, block: Block) -> FoldedState:
         if not self._request.take_out:
             return self._rule.accumulation.fold(state, task_vector, step)
         assert self._rule.accumulation.take_out is not None, "what cannot be taken out is not admitted"
-        return FoldedState(self._rule.accumulation.take_out(state, task_vector, step), 0.0)
+        rest = self._rule.accumulation.take_out(state, task_vector, step)
+        emptied = self._emptied(rest, step, block, changes=bool(task_vector.any()))
+        return FoldedState(
+            {slot: torch.zeros_like(values) if slot in emptied else values for slot, values in rest.items()}, 0.0
+        )
 
-    def _leaves_nothing(self, block: Block) -> bool:
-        """Tell whether a matrix is made of the one task vector that is taken out: then not even rounding may be left.
+    def _emptied(self, slots: Collection[str], step: Step, block: Block, *, changes: bool) -> set[str]:
+        """Return the slots that hold nothing but what is taken out: of these not even rounding may be left.
 
-        The statistics of those that do not change it may still count, where a rule reads any.
+        What statistics weigh, the slots in float64, is made of all submissions that bring any; the others are made of
+        all that change the tensor.
         """
-        if not self._request.take_out or self._entry.statistics:
-            return False
         records = self._records.get(block.tensor.name)
-        return records is not None and records[block.matrix].submissions == 1
+        if records is None:
+            return set()
+        record, weighed = records[block.matrix], set(self._entry.doubles)
+        emptied = weighed if step.statistics is not None and record.weighing == 1 else set()
+        return emptied | (set(slots) - weighed if changes and record.submissions == 1 else set())
 
     def _state(self, block: Block) -> tuple[State, bool]:
         """Return what the block is folded into, and whether anything was merged there before."""

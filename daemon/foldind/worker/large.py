@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from foldind.merging.basis import Basis, settle_lengths
-from foldind.merging.catalog import ACCUMULATED, CATALOG
+from foldind.merging.catalog import ACCUMULATED
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.rule import Decomposition, Overlap, Projection, State
 from foldind.merging.sketch import sketch
 from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import BasisFile, BasisWriter
-from foldind.worker.blocks import Block, FoldedBlock, row_blocks
+from foldind.worker.blocks import Block, FoldedBlock, block_shape, row_blocks
+from foldind.worker.estimates import large_fold_bytes
 from foldind.worker.ordered import Parallelism, ordered_map
 from foldind.worker.taskvectors.contract import TaskVectors
-
-_RULE = CATALOG["opcm"]  # all that project take the same
 
 
 def write_large_basis(path: Path, decomposition: Decomposition, state: AccumulatedState, tensor: str) -> None:
@@ -84,10 +83,13 @@ def fold_large(
         sketched = sketch(block.tensor.name, block.tensor.shape, block.first, task_vector)
         return frobenius_norm(task_vector), sketched, projection.overlap(accumulated, task_vector, rows)
 
+    def block_bytes(block: Block) -> int:
+        return large_fold_bytes(block_shape(block.tensor, block.rows))
+
     norms: list[float] = []
     sketches: list[Tensor] = []
     total: Overlap | None = None
-    with closing(ordered_map(measure, blocks, lambda block: block.fold_bytes(_RULE), parallelism)) as measured:
+    with closing(ordered_map(measure, blocks, block_bytes, parallelism)) as measured:
         for norm, sketched, overlap in measured:
             norms.append(norm)
             sketches.append(sketched)
@@ -110,4 +112,4 @@ def fold_large(
         )
         return {ACCUMULATED: folded.accumulated}, figures, sketches[number]
 
-    yield from ordered_map(fold, enumerate(blocks), lambda numbered: numbered[1].fold_bytes(_RULE), parallelism)
+    yield from ordered_map(fold, enumerate(blocks), lambda numbered: block_bytes(numbered[1]), parallelism)

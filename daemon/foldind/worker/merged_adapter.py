@@ -24,7 +24,8 @@ from foldind.state.durable import DurableFile, FileDigest, make_folder
 from foldind.state.layout import Representation
 from foldind.state.snapshots import ADAPTER_FOLDER
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
-from foldind.worker.blocks import Block, row_blocks
+from foldind.worker.blocks import row_blocks
+from foldind.worker.estimates import adapter_factors_bytes
 from foldind.worker.merged_model import Part, PublishStep
 from foldind.worker.messages import AdapterStatistics, Progress, PublishRequest, Report
 from foldind.worker.ordered import Parallelism, ordered_map
@@ -157,12 +158,9 @@ class _AdapterStep:
     def cost(self, part: Factors | Part) -> int:
         """Return how many bytes `publish` takes at the most."""
         if isinstance(part, Part):
-            return 2 * self._whole.cost(part)
-        m, n = part.tensor.shape
-        factors = 4 * ITEM_BYTES["F32"] * self._rank * (m + n)
-        if self._state.representation(part.tensor.name) is not Representation.DENSE:
-            return factors
-        return factors + Block(part.tensor, (0, m)).decompose_bytes
+            return 2 * self._whole.cost(part)  # for safety
+        dense = self._state.representation(part.tensor.name) is Representation.DENSE
+        return adapter_factors_bytes(part.tensor.shape, self._rank, dense=dense)
 
     def publish(self, part: Factors | Part) -> _Published:
         """Return the factors of a matrix, or a part of another tensor."""

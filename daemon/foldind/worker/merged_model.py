@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from foldind.checkpoints.checkpoint import INDEX, Checkpoint
-from foldind.checkpoints.header import ITEM_BYTES, TensorInfo
+from foldind.checkpoints.header import TensorInfo
 from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
 from foldind.merging.basis import RANK_TOLERANCE, Basis
-from foldind.merging.catalog import ACCUMULATED, CATALOG
+from foldind.merging.catalog import CATALOG
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.record import Record, TensorRecord
 from foldind.merging.rule import Rule
@@ -28,6 +28,7 @@ from foldind.state.layout import Representation
 from foldind.state.tensorfile import TensorFileWriter, TensorSpec
 from foldind.state.tensorrecords import Records
 from foldind.worker.blocks import Block, block_shape, row_blocks, tensor_blocks
+from foldind.worker.estimates import fold_bytes, publish_bytes
 from foldind.worker.messages import Progress, Report
 from foldind.worker.ordered import Parallelism, ordered_map
 
@@ -146,11 +147,8 @@ class PublishStep:
         if part.block is None:
             return _BLOCK_BYTES
         if self._publication.whole:
-            return part.block.fold_bytes(self._entry)
-        elements = math.prod(block_shape(part.block.tensor, part.block.rows))
-        basis = part.block.basis_bytes if self._by_spectrum(part.block.tensor) else 0
-        slots = self._entry.element_bytes((ACCUMULATED, *self._entry.slots)) + 16 * bool(self._entry.doubles)
-        return elements * (3 * ITEM_BYTES["F32"] + slots) + basis
+            return fold_bytes(part.block, self._entry)
+        return publish_bytes(part.block, self._entry, by_spectrum=self._by_spectrum(part.block.tensor))
 
     def publish(self, part: Part) -> MergedPart:
         """Return a part of the merged model."""

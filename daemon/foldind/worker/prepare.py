@@ -13,6 +13,7 @@ from foldind.state.accumulators import AccumulatedState
 from foldind.state.basisfile import has_basis, write_basis
 from foldind.state.layout import Representation
 from foldind.worker.blocks import Block, Rows, is_large, projected_matrices
+from foldind.worker.estimates import basis_computation_bytes
 from foldind.worker.large import write_large_basis
 from foldind.worker.messages import BasisRequest, BasisTarget, Progress, Report
 from foldind.worker.ordered import Parallelism, ordered_map
@@ -59,10 +60,7 @@ def prepare_missing_bases(
         if not any(has_basis(folder / matrix.basis_file) for folder in folders):
             prepare_basis(folders[0] / matrix.basis_file, rule, state, matrix.tensor.name, matrix.rows)
 
-    def cost(matrix: Block) -> int:
-        return matrix.basis_bytes + matrix.decompose_bytes
-
-    for number, _ in enumerate(ordered_map(prepare, matrices, cost, parallelism), 1):
+    for number, _ in enumerate(ordered_map(prepare, matrices, basis_computation_bytes, parallelism), 1):
         report(Progress("decomposing", number, len(matrices), matrices[number - 1].tensor.name))
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from foldind.service import MergeService
 from foldind.serving.downloads import Downloads
+from foldind.serving.manifests import Manifests
 from foldind.serving.pages.heatmap import HeatMap, heat_map
 from foldind.serving.pages.likeness import Alike, Likenesses
-from foldind.serving.pages.manifests import Manifests
 from foldind.state.census import Census
 from foldind.state.durable import FileDigest
 from foldind.state.ledger import Ledger
@@ -160,7 +160,7 @@ class Content:
         figures = self._figures(version)
         took_out = figures.submission.took_out
         try:
-            tensors = () if version.state is VersionState.PRUNED else self._manifests.projected(number)
+            tensors = () if version.state is VersionState.PRUNED else self._manifests.of(number).projected
         except FileNotFoundError:  # pruned a moment ago
             tensors = ()
         return Details(

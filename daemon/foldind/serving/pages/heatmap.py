@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from foldind.serving.pages.manifests import TensorFigures, kept_share
+from foldind.serving.manifests import TensorFigures, kept_share
 
 STEPS = 8
 """Colours of a scale, of which the last stands out most."""
