@@ -56,6 +56,8 @@ def snapshot_of(message: snapshots_pb2.Snapshot) -> Snapshot:
         aliases=tuple(message.aliases),
         submission_id=message.submission_id,
         submission_name=message.submission_name,
+        took_out=message.took_out,
+        took_out_name=message.took_out_name,
         submissions=message.submissions,
         lambda_=getattr(message, "lambda"),
         accumulated_norm=message.accumulated_norm,

@@ -38,8 +38,8 @@ def adapter_files(snapshot: Snapshot) -> Files:
     """Return what a snapshot has of an adapter. Raises NotFound."""
     if not snapshot.has_adapter:
         raise NotFound(
-            f"v{snapshot.version} was published without an adapter. The daemon publishes both from then on if it is "
-            "started so: foldind serve --publish model --publish adapter"
+            f"v{snapshot.version} has no adapter: versions have one that are merged while the daemon runs with "
+            "`foldind serve --publish model --publish adapter`, by a publication that allows it."
         )
     files = {file.name.removeprefix(ADAPTER_FOLDER): file for file in snapshot.files if "/" in file.name}
     return files | {file.name: file for file in snapshot.files if file.name == MANIFEST}

@@ -113,21 +113,28 @@ def lineage_between(client: "Client", first: Snapshot, second: Snapshot) -> Line
     return Lineage(at[0], tuple(sides[0]), tuple(reversed(sides[1])))
 
 
+def change_of(snapshot: Snapshot) -> str:
+    """Return what distinguishes a version from the one it was made from, in a few words."""
+    if snapshot.variant:
+        return f"v{snapshot.parent} as {snapshot.publication}"
+    if snapshot.took_out:
+        return f"without {snapshot.took_out_name or snapshot.took_out}"
+    return snapshot.submission_name or snapshot.submission_id
+
+
 def _steps(client: "Client", snapshot: Snapshot) -> Iterator[Step]:
-    current: Snapshot | None = snapshot
-    while current:
-        parent = client.show(f"v{current.parent}") if current.parent else None
-        yield _step(client, current, parent)
-        current = parent
+    yield _step(snapshot)
+    while snapshot.parent:
+        snapshot = client.show(f"v{snapshot.parent}")
+        yield _step(snapshot)
 
 
-def _step(client: "Client", snapshot: Snapshot, parent: Snapshot | None) -> Step:
+def _step(snapshot: Snapshot) -> Step:
     change, id, name = Change.ADDED, snapshot.submission_id, snapshot.submission_name
     if snapshot.variant:
         change, id, name = Change.PUBLISHED, "", ""
-    elif parent and snapshot.submissions < parent.submissions:
-        change, id = Change.TOOK_OUT, client.status(snapshot.submission_id).took_out
-        name = client.status(id).name
+    elif snapshot.took_out:
+        change, id, name = Change.TOOK_OUT, snapshot.took_out, snapshot.took_out_name
     return Step(
         version=snapshot.version,
         parent=snapshot.parent,

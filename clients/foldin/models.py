@@ -179,7 +179,7 @@ class Snapshot:
       parent: the version it was made from; 0 for the base.
       state: PUBLISHED, WITHDRAWN (undone, readable until pruned) or PRUNED (files deleted).
       aliases: names that point at it now.
-      submission_id: the submission that this version added.
+      submission_id: the submission that made this version: the one it added, or the one that had another taken out.
       submissions: how many submissions it contains.
       lambda_: the divisor of the accumulated task vectors: their norm over that of what is published of them.
       accumulated_norm: Frobenius norm of the accumulated task vectors over the whole model.
@@ -191,6 +191,8 @@ class Snapshot:
       variant: whether it is the state of its parent, published in another way.
       files: the files of the model folder, and those of its adapter; empty once pruned.
       gate: what the operator's gate said of it; None if none was asked.
+      took_out: the submission that it took out; empty if it took none out.
+      took_out_name: the name of that one.
     """
 
     version: int
@@ -211,6 +213,8 @@ class Snapshot:
     variant: bool
     files: tuple[File, ...]
     gate: Gate | None = None
+    took_out: str = ""
+    took_out_name: str = ""
 
     @property
     def size(self) -> int:
@@ -243,6 +247,8 @@ class Snapshot:
             "variant": self.variant,
             "files": [file.to_json() for file in self.files],
             "gate": self.gate.to_json() if self.gate else None,
+            "took_out": self.took_out,
+            "took_out_name": self.took_out_name,
         }
 
 

@@ -95,12 +95,15 @@ class Attempts:
         """Complete the snapshot, seal both folders, and record the version. Raises OSError."""
         merge, submission = self._merge, attempt.submission
         parent = attempt.head.version if attempt.head else 0
+        change = submission.name or submission.id
+        if submission.takes_out:
+            change = f"without {self._versions.submission_name(submission.took_out) or submission.took_out}"
         files = self._sealing.seal_snapshot(
             attempt.temporary.snapshot,
             attempt.number,
             parent,
             result,
-            added=f"without {submission.name}" if submission.takes_out else submission.name,
+            change=change,
             submissions=result.record.submissions,
             publication=self._publication,
             manifest=manifest(

@@ -203,15 +203,28 @@ class Configuration(BaseModel):
 
 
 def check_forms(publication: str, merge: MergeSettings, forms: Collection[PublishedAs]) -> None:
-    """Check that what is published in this way can be published as these.
+    """Check that a publication can be published as all of these. Raises InvalidRequest."""
+    if len(possible_forms(publication, merge, forms)) < len(forms):
+        raise _no_adapter(publication)
+
+
+def possible_forms(publication: str, merge: MergeSettings, forms: Collection[PublishedAs]) -> tuple[PublishedAs, ...]:
+    """Return those of the forms that a publication can be published as: only a divided sum keeps its low rank.
 
     Raises:
-      InvalidRequest: as an adapter it cannot.
+      InvalidRequest: none of them.
     """
-    if "adapter" in forms and parse_publication(publication, merge.rule).name not in DIVIDING:
-        raise InvalidRequest(
-            f"what is published as {publication!r} is no adapter of low rank", "publish it as a model only"
-        )
+    divides = parse_publication(publication, merge.rule).name in DIVIDING
+    if possible := tuple(form for form in forms if form == "model" or divides):
+        return possible
+    raise _no_adapter(publication)
+
+
+def _no_adapter(publication: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the publication {publication!r} cannot be exported as a LoRA adapter",
+        "serve with `--publish model`, without `--publish adapter`",
+    )
 
 
 def read_configuration(path: Path) -> Configuration:

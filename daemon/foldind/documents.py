@@ -70,7 +70,7 @@ def common_rows(submission: Submission) -> dict[str, dict[str, int]]:
 
 def model_cards(
     version: int,
-    added: str,
+    change: str,
     ancestors: Sequence[Version],
     result: FoldResult | PublishResult,
     *,
@@ -81,17 +81,16 @@ def model_cards(
 
     Args:
       version: number of the version.
-      added: what it added, in a few words.
+      change: what distinguishes it from its parent, in a few words.
       ancestors: of the version, newest first; the first LINEAGE_SHOWN are listed.
       result: of what made it.
       submissions: how many it holds.
       rule: the merge rule, and how it publishes.
     """
-    rows = [(version, added)] + [(ancestor.version, ancestor.submission_name) for ancestor in ancestors]
+    rows = [(version, change)] + [(ancestor.version, ancestor.change) for ancestor in ancestors]
     lineage = "\n".join(f"| v{number} | {_cell(name)} |" for number, name in rows[:LINEAGE_SHOWN])
-    left_out = max(0, submissions - min(len(rows), LINEAGE_SHOWN))
-    more = f"\n\n{left_out} older ones are not listed." if left_out else ""
-    checkpoints = f"{submissions} fine-tuned checkpoint{'s' if submissions > 1 else ''}"
+    more = "\n\nOlder ones are not listed." if len(ancestors) >= LINEAGE_SHOWN else ""
+    checkpoints = f"{submissions} fine-tuned checkpoints" if submissions > 1 else "one fine-tuned checkpoint"
     card = f"""\
 ---
 tags:
@@ -101,11 +100,11 @@ tags:
 
 # Merged model v{version}
 
-The base with {checkpoints} folded into it, one
-after the other, by Foldin with the merge rule {rule} (lambda {result.lambda_:.6f}). `foldin.json` has the
+The base with {checkpoints} folded into it by Foldin,
+with the merge rule {rule} (lambda {result.lambda_:.6f}). `foldin.json` has the
 figures and the digest of every file.
 
-| version | added |
+| version | change |
 |---|---|
 {lineage}{more}
 """
@@ -177,7 +176,7 @@ tags:
 
 # Merged model v{version}, as an adapter
 
-What {checkpoints}, folded one after the other by Foldin, change in the base. The factors of each
+The merged update of {checkpoints}, folded by Foldin. The factors of each
 matrix are in the order of its singular values, so that their first columns and rows are the best approximation of any
 lower rank; the rank of this copy is in `adapter_config.json`.
 

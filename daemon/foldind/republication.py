@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 
 from foldind.changes import Changes
-from foldind.config import Configuration, ServeSettings, check_forms
+from foldind.config import Configuration, PublishedAs, ServeSettings, possible_forms
 from foldind.documents import variant_manifest
 from foldind.errors import CheckpointRefused, FoldinError, WrongState
 from foldind.sealing import Sealing
@@ -35,6 +35,7 @@ class RepublicationFailed(FoldinError):
 @dataclass(frozen=True)
 class _Asked:
     publication: str
+    forms: tuple[PublishedAs, ...]
     alias: str
     report: Report
     answer: "asyncio.Future[Version]"
@@ -65,15 +66,17 @@ class Republication:
     async def ask(self, publication: str, alias: str, report: Report) -> Version:
         """Publish the newest state in another way, under an alias if that is not empty, and return the new version.
 
+        It has an adapter where the daemon publishes adapters and the publication allows it.
+
         Raises:
-          InvalidRequest: the rule does not publish so.
+          InvalidRequest: the rule does not publish so, or not as an adapter, and the daemon publishes nothing else.
           WrongState: nothing is merged.
           RepublicationFailed, OSError: it failed; nothing has changed.
         """
         name = self._configuration.merge.publication(publication)
-        check_forms(name, self._configuration.merge, self._settings.publish)
+        forms = possible_forms(name, self._configuration.merge, self._settings.publish)
         answer: asyncio.Future[Version] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Asked(name, alias, report, answer))
+        self._asked.append(_Asked(name, forms, alias, report, answer))
         self._changes.announce()
         return await answer
 
@@ -107,7 +110,7 @@ class Republication:
         try:
             for folder in (temporary.snapshot, temporary.bases):
                 await asyncio.to_thread(make_folder, folder)
-            request = self._request(head, asked.publication, temporary)
+            request = self._request(head, asked, temporary)
             result = await self._supervisor.publish(request, asked.report)
             return await asyncio.to_thread(self._commit, head, number, asked, result, temporary, started)
         except CheckpointRefused as error:
@@ -118,10 +121,10 @@ class Republication:
             for folder in (temporary.snapshot, temporary.bases):
                 await asyncio.to_thread(remove, folder)
 
-    def _request(self, head: Version, publication: str, temporary: Temporaries) -> PublishRequest:
+    def _request(self, head: Version, asked: _Asked, temporary: Temporaries) -> PublishRequest:
         merge = self._configuration.merge
         return PublishRequest(
-            job=job_of(self._folder, merge, self._settings, publication),
+            job=replace(job_of(self._folder, merge, self._settings, asked.publication), publish=asked.forms),
             record=head.record,
             accumulated=str(self._folder.accumulated(head.version)),
             bases=(str(temporary.bases), str(self._kept.folder(bases_key(head.state_files, merge)))),
@@ -143,7 +146,7 @@ class Republication:
             number,
             head.version,
             result,
-            added=f"nothing: v{head.version} in another publication",
+            change=f"v{head.version} as {asked.publication}",
             submissions=head.submissions,
             publication=asked.publication,
             manifest=variant_manifest(

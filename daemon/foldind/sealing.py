@@ -29,7 +29,7 @@ class Sealing:
         parent: int,
         result: FoldResult | PublishResult,
         *,
-        added: str,
+        change: str,
         submissions: int,
         publication: str,
         manifest: Mapping[str, Any],
@@ -41,7 +41,7 @@ class Sealing:
           number: of the version.
           parent: number of the version it was made from; 0 for the base.
           result: of what made it.
-          added: what it added, in a few words.
+          change: what distinguishes it from that, in a few words.
           submissions: how many it holds.
           publication: how the state was published.
           manifest: its manifest but for the files.
@@ -59,7 +59,7 @@ class Sealing:
             companion_files(self._folder.base) if self._companions else (),
             cards=model_cards(
                 number,
-                added,
+                change,
                 self._versions.lineage(parent, LINEAGE_SHOWN) if parent else [],
                 result,
                 submissions=submissions,

@@ -85,6 +85,8 @@ def test_snapshot():
         gate=snapshots_pb2.Gate(
             verdict=snapshots_pb2.GATE_VERDICT_FAILED, reason="too bad", scores={"b": 2, "a": 1}, seconds=1.5
         ),
+        took_out="s1",
+        took_out_name="task-1",
         **{"lambda": 1.5},
     )
     message.created_at.FromJsonString("2025-01-02T03:04:05Z")
@@ -114,6 +116,8 @@ def test_snapshot():
             "judged_at": "2025-01-02T03:04:06.000Z",
             "seconds": 1.5,
         },
+        "took_out": "s1",
+        "took_out_name": "task-1",
     }
     message.gate.verdict = 9  # of a newer daemon
     message.gate.ClearField("judged_at")

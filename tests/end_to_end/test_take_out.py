@@ -75,6 +75,9 @@ def test_it_is_as_if_it_had_never_been_there(rule: str, serve: Serve, checkpoint
         assert client.show("latest").submissions == 2
         taken = client.status(merged["b"].id)
         assert (taken.state, taken.reason) == ("WITHDRAWN", "taken out in v4")
+        shown = client.show("latest")
+        assert (shown.took_out, shown.took_out_name) == (merged["b"].id, "b")
+        assert "| v4 | without b |" in (with_it.state / "snapshots" / "latest" / "README.md").read_text()
     with without.client() as client:
         for name in "ac":
             merge(client, checkpoints[name])

@@ -112,7 +112,7 @@ class TestMergeSettings:
         chosen = settings.publication(publication)
         assert chosen == (publication or CATALOG[rule].publication)
         check_forms(chosen, settings, ["model"])
-        with nullcontext() if divides else pytest.raises(InvalidRequest, match="no adapter of low rank"):
+        with nullcontext() if divides else pytest.raises(InvalidRequest, match="cannot be exported as a LoRA adapter"):
             check_forms(chosen, settings, ["model", "adapter"])
 
     @pytest.mark.parametrize(("rule", "publication"), [("ties", "norm"), ("opcm", "ties"), ("opcm", "flat:-1")])

@@ -167,8 +167,7 @@ def test_a_card_does_not_grow_for_ever(before: int) -> None:
     card = cards(before + 1, "task", result(before + 1), shown)["README.md"]
     assert len(ROW.findall(card)) == LINEAGE_SHOWN
     left_out = before + 1 - LINEAGE_SHOWN
-    assert (f"{left_out} older ones are not listed" in card) is (left_out > 0)
-    assert ("not listed" in card) is (left_out > 0)
+    assert ("Older ones are not listed" in card) is (left_out > 0)
 
 
 @pytest.mark.parametrize("name", ["a | b |", "<script>alert(1)</script>", "[link](http://x)", "`code` *bold*", ""])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldin.cli.session import printable
-from foldin.lineage import Change, Step
+from foldin.lineage import Change, Step, change_of
 from foldin.manifest import TensorStatistics
 from foldin.models import Snapshot, Submission
 from foldin.vocabulary import VocabPolicy
@@ -87,9 +87,7 @@ def print_snapshots(snapshots: list[Snapshot]) -> None:
             _state(snapshot.state),
             ", ".join(snapshot.aliases),
             str(snapshot.submissions),
-            f"v{snapshot.parent} as {snapshot.publication}"
-            if snapshot.variant
-            else snapshot.submission_name or snapshot.submission_id,
+            change_of(snapshot),
             f"{snapshot.lambda_:.4g}",
             decimal(snapshot.size) if snapshot.files else "",
             _moment(snapshot.created_at),
@@ -97,7 +95,7 @@ def print_snapshots(snapshots: list[Snapshot]) -> None:
         )
         for snapshot in snapshots
     ]
-    headings = ("version", "state", "aliases", "contains", "added", "lambda", "size", "created (UTC)")
+    headings = ("version", "state", "aliases", "contains", "change", "lambda", "size", "created (UTC)")
     print_out(table_of((*headings, "gate") if gated else headings, rows))
 
 

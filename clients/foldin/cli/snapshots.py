@@ -8,6 +8,7 @@ import typer
 from foldin.cli.options import AsJson, Server, examples, read_version
 from foldin.cli.session import connected, emit, printable, warn
 from foldin.cli.submissions import watch_submission
+from foldin.lineage import change_of
 from foldin.models import Snapshot
 
 Ref = Annotated[str, typer.Argument(metavar="vN|ALIAS", help="A version or an alias.")]
@@ -158,6 +159,8 @@ def alias(
     with connected(server, as_json) as client:
         change = delete or version is not None
         snapshot = client.set_alias(name, version) if change else client.show(name)
+    if snapshot:
+        _warn_if_withdrawn(snapshot)
     if as_json:
         emit(snapshot.to_json() if snapshot else None)
     else:
@@ -220,9 +223,8 @@ def _warn_if_withdrawn(snapshot: Snapshot, *, unless_unnamed: bool = False) -> N
 
 
 def _line(snapshot: Snapshot) -> str:
-    added = snapshot.submission_name or snapshot.submission_id
     return printable(
-        f"v{snapshot.version}  {snapshot.created_at:%Y-%m-%d %H:%M:%S} UTC  added {added}  "
+        f"v{snapshot.version}  {snapshot.created_at:%Y-%m-%d %H:%M:%S} UTC  {change_of(snapshot)}  "
         f"contains {snapshot.submissions}  lambda {snapshot.lambda_:.4g}"
     )
 

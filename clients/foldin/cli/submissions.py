@@ -23,7 +23,9 @@ def submit(
         str,
         typer.Argument(metavar="PATH", show_default=False, help="A .safetensors file, or a folder with a model."),
     ],
-    name: Annotated[str | None, typer.Option(help="A name for people to read. Names need not be unique.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="A name for people to read; need not be unique. [default: that of PATH]")
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label; may be repeated.")] = None,
     request_id: Annotated[
         str | None,
@@ -99,6 +101,7 @@ def submit(
     if on_server and take_out:
         raise typer.BadParameter("--take-out cannot be combined with --on-server.")
     labels = read_labels(label or [])
+    name = _name_of(Path(path)) if name is None else name
     again = "Run the same command again: it goes on where this one stopped."
     with connected(server, as_json, after_interrupt=again) as client:
         from foldin.cli.display import Display
@@ -140,6 +143,13 @@ def submit(
     _conclude(submission, as_json)
     if not submission.final and not as_json:
         typer.echo(f"Follow it with: foldin watch {submission.id}", err=True)
+
+
+def _name_of(path: Path) -> str:
+    """Return the name of a checkpoint that was given none: that of its file or folder."""
+    path = path.parent if path.name == "model.safetensors" else path
+    name = path.absolute().name.removesuffix(".safetensors")[:200]
+    return name if name.isprintable() else ""
 
 
 def _tell_of_statistics(path: Path, submission: Submission) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oldin/v1/snapshots.proto\x12\tfoldin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x03\n\x08Snapshot\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x04\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61liases\x18\x04 \x03(\t\x12\x15\n\rsubmission_id\x18\x05 \x01(\t\x12\x17\n\x0fsubmission_name\x18\x06 \x01(\t\x12\x13\n\x0bsubmissions\x18\x07 \x01(\r\x12\x0e\n\x06lambda\x18\x08 \x01(\x01\x12\x18\n\x10\x61\x63\x63umulated_norm\x18\t \x01(\x01\x12\x1d\n\x15mean_task_vector_norm\x18\n \x01(\x01\x12\x18\n\x10task_vector_norm\x18\x0b \x01(\x01\x12\x0c\n\x04rule\x18\x0c \x01(\t\x12&\n\x05\x66iles\x18\r \x03(\x0b\x32\x17.foldin.v1.SnapshotFile\x12\'\n\x05state\x18\x0e \x01(\x0e\x32\x18.foldin.v1.SnapshotState\x12\x15\n\rmerge_seconds\x18\x0f \x01(\x01\x12\x13\n\x0bpublication\x18\x10 \x01(\t\x12\x0f\n\x07variant\x18\x11 \x01(\x08\x12\x1d\n\x04gate\x18\x12 \x01(\x0b\x32\x0f.foldin.v1.Gate\"\xdb\x01\n\x04Gate\x12\'\n\x07verdict\x18\x01 \x01(\x0e\x32\x16.foldin.v1.GateVerdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12+\n\x06scores\x18\x03 \x03(\x0b\x32\x1b.foldin.v1.Gate.ScoresEntry\x12-\n\tjudged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x0cSnapshotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"!\n\x12GetSnapshotRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"=\n\x14ListSnapshotsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x15ListSnapshotsResponse\x12&\n\tsnapshots\x18\x01 \x03(\x0b\x32\x13.foldin.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x15WatchSnapshotsRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\"@\n\x0fReadFileRequest\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"1\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"9\n\x10SetAliasResponse\x12%\n\x08snapshot\x18\x01 \x01(\x0b\x32\x13.foldin.v1.Snapshot\"4\n\x0ePublishRequest\x12\x13\n\x0bpublication\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"t\n\x0fPublishResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12\x0e\n\x06tensor\x18\x04 \x01(\t\x12%\n\x08snapshot\x18\x05 \x01(\x0b\x32\x13.foldin.v1.Snapshot\"\"\n\x0fRollbackRequest\x12\x0f\n\x07version\x18\x01 \x01(\x04\"I\n\x10RollbackResponse\x12%\n\x08snapshot\x18\x01 \x01(\x0b\x32\x13.foldin.v1.Snapshot\x12\x0e\n\x06undone\x18\x02 \x01(\x04*\xab\x01\n\x0bGateVerdict\x12\x1c\n\x18GATE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14GATE_VERDICT_WAITING\x10\x01\x12\x18\n\x14GATE_VERDICT_RUNNING\x10\x02\x12\x17\n\x13GATE_VERDICT_PASSED\x10\x03\x12\x17\n\x13GATE_VERDICT_FAILED\x10\x04\x12\x18\n\x14GATE_VERDICT_SKIPPED\x10\x05*\x86\x01\n\rSnapshotState\x12\x1e\n\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SNAPSHOT_STATE_PUBLISHED\x10\x01\x12\x1c\n\x18SNAPSHOT_STATE_WITHDRAWN\x10\x02\x12\x19\n\x15SNAPSHOT_STATE_PRUNED\x10\x03\x32\xee\x03\n\x0fSnapshotService\x12\x39\n\x03Get\x12\x1d.foldin.v1.GetSnapshotRequest\x1a\x13.foldin.v1.Snapshot\x12I\n\x04List\x12\x1f.foldin.v1.ListSnapshotsRequest\x1a .foldin.v1.ListSnapshotsResponse\x12@\n\x05Watch\x12 .foldin.v1.WatchSnapshotsRequest\x1a\x13.foldin.v1.Snapshot0\x01\x12\x45\n\x08ReadFile\x12\x1a.foldin.v1.ReadFileRequest\x1a\x1b.foldin.v1.ReadFileResponse0\x01\x12\x43\n\x08SetAlias\x12\x1a.foldin.v1.SetAliasRequest\x1a\x1b.foldin.v1.SetAliasResponse\x12\x42\n\x07Publish\x12\x19.foldin.v1.PublishRequest\x1a\x1a.foldin.v1.PublishResponse0\x01\x12\x43\n\x08Rollback\x12\x1a.foldin.v1.RollbackRequest\x1a\x1b.foldin.v1.RollbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oldin/v1/snapshots.proto\x12\tfoldin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x03\n\x08Snapshot\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x04\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61liases\x18\x04 \x03(\t\x12\x15\n\rsubmission_id\x18\x05 \x01(\t\x12\x17\n\x0fsubmission_name\x18\x06 \x01(\t\x12\x13\n\x0bsubmissions\x18\x07 \x01(\r\x12\x0e\n\x06lambda\x18\x08 \x01(\x01\x12\x18\n\x10\x61\x63\x63umulated_norm\x18\t \x01(\x01\x12\x1d\n\x15mean_task_vector_norm\x18\n \x01(\x01\x12\x18\n\x10task_vector_norm\x18\x0b \x01(\x01\x12\x0c\n\x04rule\x18\x0c \x01(\t\x12&\n\x05\x66iles\x18\r \x03(\x0b\x32\x17.foldin.v1.SnapshotFile\x12\'\n\x05state\x18\x0e \x01(\x0e\x32\x18.foldin.v1.SnapshotState\x12\x15\n\rmerge_seconds\x18\x0f \x01(\x01\x12\x13\n\x0bpublication\x18\x10 \x01(\t\x12\x0f\n\x07variant\x18\x11 \x01(\x08\x12\x1d\n\x04gate\x18\x12 \x01(\x0b\x32\x0f.foldin.v1.Gate\x12\x10\n\x08took_out\x18\x13 \x01(\t\x12\x15\n\rtook_out_name\x18\x14 \x01(\t\"\xdb\x01\n\x04Gate\x12\'\n\x07verdict\x18\x01 \x01(\x0e\x32\x16.foldin.v1.GateVerdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12+\n\x06scores\x18\x03 \x03(\x0b\x32\x1b.foldin.v1.Gate.ScoresEntry\x12-\n\tjudged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x0cSnapshotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"!\n\x12GetSnapshotRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"=\n\x14ListSnapshotsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x15ListSnapshotsResponse\x12&\n\tsnapshots\x18\x01 \x03(\x0b\x32\x13.foldin.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x15WatchSnapshotsRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\"@\n\x0fReadFileRequest\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"1\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"9\n\x10SetAliasResponse\x12%\n\x08snapshot\x18\x01 \x01(\x0b\x32\x13.foldin.v1.Snapshot\"4\n\x0ePublishRequest\x12\x13\n\x0bpublication\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"t\n\x0fPublishResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12\x0e\n\x06tensor\x18\x04 \x01(\t\x12%\n\x08snapshot\x18\x05 \x01(\x0b\x32\x13.foldin.v1.Snapshot\"\"\n\x0fRollbackRequest\x12\x0f\n\x07version\x18\x01 \x01(\x04\"I\n\x10RollbackResponse\x12%\n\x08snapshot\x18\x01 \x01(\x0b\x32\x13.foldin.v1.Snapshot\x12\x0e\n\x06undone\x18\x02 \x01(\x04*\xab\x01\n\x0bGateVerdict\x12\x1c\n\x18GATE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14GATE_VERDICT_WAITING\x10\x01\x12\x18\n\x14GATE_VERDICT_RUNNING\x10\x02\x12\x17\n\x13GATE_VERDICT_PASSED\x10\x03\x12\x17\n\x13GATE_VERDICT_FAILED\x10\x04\x12\x18\n\x14GATE_VERDICT_SKIPPED\x10\x05*\x86\x01\n\rSnapshotState\x12\x1e\n\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SNAPSHOT_STATE_PUBLISHED\x10\x01\x12\x1c\n\x18SNAPSHOT_STATE_WITHDRAWN\x10\x02\x12\x19\n\x15SNAPSHOT_STATE_PRUNED\x10\x03\x32\xee\x03\n\x0fSnapshotService\x12\x39\n\x03Get\x12\x1d.foldin.v1.GetSnapshotRequest\x1a\x13.foldin.v1.Snapshot\x12I\n\x04List\x12\x1f.foldin.v1.ListSnapshotsRequest\x1a .foldin.v1.ListSnapshotsResponse\x12@\n\x05Watch\x12 .foldin.v1.WatchSnapshotsRequest\x1a\x13.foldin.v1.Snapshot0\x01\x12\x45\n\x08ReadFile\x12\x1a.foldin.v1.ReadFileRequest\x1a\x1b.foldin.v1.ReadFileResponse0\x01\x12\x43\n\x08SetAlias\x12\x1a.foldin.v1.SetAliasRequest\x1a\x1b.foldin.v1.SetAliasResponse\x12\x42\n\x07Publish\x12\x19.foldin.v1.PublishRequest\x1a\x1a.foldin.v1.PublishResponse0\x01\x12\x43\n\x08Rollback\x12\x1a.foldin.v1.RollbackRequest\x1a\x1b.foldin.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +34,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GATE_SCORESENTRY']._loaded_options = None
   _globals['_GATE_SCORESENTRY']._serialized_options = b'8\001'
-  _globals['_GATEVERDICT']._serialized_start=1543
-  _globals['_GATEVERDICT']._serialized_end=1714
-  _globals['_SNAPSHOTSTATE']._serialized_start=1717
-  _globals['_SNAPSHOTSTATE']._serialized_end=1851
+  _globals['_GATEVERDICT']._serialized_start=1584
+  _globals['_GATEVERDICT']._serialized_end=1755
+  _globals['_SNAPSHOTSTATE']._serialized_start=1758
+  _globals['_SNAPSHOTSTATE']._serialized_end=1892
   _globals['_SNAPSHOT']._serialized_start=74
-  _globals['_SNAPSHOT']._serialized_end=537
-  _globals['_GATE']._serialized_start=540
-  _globals['_GATE']._serialized_end=759
-  _globals['_GATE_SCORESENTRY']._serialized_start=714
-  _globals['_GATE_SCORESENTRY']._serialized_end=759
-  _globals['_SNAPSHOTFILE']._serialized_start=761
-  _globals['_SNAPSHOTFILE']._serialized_end=819
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=821
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=854
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=856
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=917
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=919
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1007
-  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_start=1009
-  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_end=1047
-  _globals['_READFILEREQUEST']._serialized_start=1049
-  _globals['_READFILEREQUEST']._serialized_end=1113
-  _globals['_READFILERESPONSE']._serialized_start=1115
-  _globals['_READFILERESPONSE']._serialized_end=1147
-  _globals['_SETALIASREQUEST']._serialized_start=1149
-  _globals['_SETALIASREQUEST']._serialized_end=1198
-  _globals['_SETALIASRESPONSE']._serialized_start=1200
-  _globals['_SETALIASRESPONSE']._serialized_end=1257
-  _globals['_PUBLISHREQUEST']._serialized_start=1259
-  _globals['_PUBLISHREQUEST']._serialized_end=1311
-  _globals['_PUBLISHRESPONSE']._serialized_start=1313
-  _globals['_PUBLISHRESPONSE']._serialized_end=1429
-  _globals['_ROLLBACKREQUEST']._serialized_start=1431
-  _globals['_ROLLBACKREQUEST']._serialized_end=1465
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1467
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1540
-  _globals['_SNAPSHOTSERVICE']._serialized_start=1854
-  _globals['_SNAPSHOTSERVICE']._serialized_end=2348
+  _globals['_SNAPSHOT']._serialized_end=578
+  _globals['_GATE']._serialized_start=581
+  _globals['_GATE']._serialized_end=800
+  _globals['_GATE_SCORESENTRY']._serialized_start=755
+  _globals['_GATE_SCORESENTRY']._serialized_end=800
+  _globals['_SNAPSHOTFILE']._serialized_start=802
+  _globals['_SNAPSHOTFILE']._serialized_end=860
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=862
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=895
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=897
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=958
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=960
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1048
+  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_start=1050
+  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_end=1088
+  _globals['_READFILEREQUEST']._serialized_start=1090
+  _globals['_READFILEREQUEST']._serialized_end=1154
+  _globals['_READFILERESPONSE']._serialized_start=1156
+  _globals['_READFILERESPONSE']._serialized_end=1188
+  _globals['_SETALIASREQUEST']._serialized_start=1190
+  _globals['_SETALIASREQUEST']._serialized_end=1239
+  _globals['_SETALIASRESPONSE']._serialized_start=1241
+  _globals['_SETALIASRESPONSE']._serialized_end=1298
+  _globals['_PUBLISHREQUEST']._serialized_start=1300
+  _globals['_PUBLISHREQUEST']._serialized_end=1352
+  _globals['_PUBLISHRESPONSE']._serialized_start=1354
+  _globals['_PUBLISHRESPONSE']._serialized_end=1470
+  _globals['_ROLLBACKREQUEST']._serialized_start=1472
+  _globals['_ROLLBACKREQUEST']._serialized_end=1506
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1508
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1581
+  _globals['_SNAPSHOTSERVICE']._serialized_start=1895
+  _globals['_SNAPSHOTSERVICE']._serialized_end=2389
 # @@protoc_insertion_point(module_scope)

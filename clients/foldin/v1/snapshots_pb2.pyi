@@ -37,7 +37,7 @@ SNAPSHOT_STATE_WITHDRAWN: SnapshotState
 SNAPSHOT_STATE_PRUNED: SnapshotState
 
 class Snapshot(_message.Message):
-    __slots__ = ("version", "parent", "created_at", "aliases", "submission_id", "submission_name", "submissions", "accumulated_norm", "mean_task_vector_norm", "task_vector_norm", "rule", "files", "state", "merge_seconds", "publication", "variant", "gate")
+    __slots__ = ("version", "parent", "created_at", "aliases", "submission_id", "submission_name", "submissions", "accumulated_norm", "mean_task_vector_norm", "task_vector_norm", "rule", "files", "state", "merge_seconds", "publication", "variant", "gate", "took_out", "took_out_name")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,8 @@ class Snapshot(_message.Message):
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
+    TOOK_OUT_FIELD_NUMBER: _ClassVar[int]
+    TOOK_OUT_NAME_FIELD_NUMBER: _ClassVar[int]
     version: int
     parent: int
     created_at: _timestamp_pb2.Timestamp
@@ -73,7 +75,9 @@ class Snapshot(_message.Message):
     publication: str
     variant: bool
     gate: Gate
-    def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., publication: _Optional[str] = ..., variant: bool = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., **kwargs) -> None: ...
+    took_out: str
+    took_out_name: str
+    def __init__(self, version: _Optional[int] = ..., parent: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., submission_id: _Optional[str] = ..., submission_name: _Optional[str] = ..., submissions: _Optional[int] = ..., accumulated_norm: _Optional[float] = ..., mean_task_vector_norm: _Optional[float] = ..., task_vector_norm: _Optional[float] = ..., rule: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., merge_seconds: _Optional[float] = ..., publication: _Optional[str] = ..., variant: bool = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., took_out: _Optional[str] = ..., took_out_name: _Optional[str] = ..., **kwargs) -> None: ...
 
 class Gate(_message.Message):
     __slots__ = ("verdict", "reason", "scores", "judged_at", "seconds")

@@ -55,40 +55,44 @@ def check_against_plan(
         read_adapter(common.submission, common.plan, ignore, resized=common.rows)
         return dict(common.folded)
     tensors: Mapping[str, _Tensor] = read_compressed(submission) if form is Form.COMPRESSED else submission.tensors
-    _check_names(tensors, plan, ignore, partial or form is not Form.MODEL)
+    _check_is_related(tensors, plan)
     for name, tensor in tensors.items():
         if planned := common.plan.by_name.get(name):
             check_shape(name, common.cut_shape(name, tensor.shape), planned, common.plan)
             _check_dtype(tensor, planned)
+    _check_names(tensors, plan, ignore, partial or form is not Form.MODEL)
     if form is Form.COMPRESSED:
         check_numbers(submission.folder, {name: tensors[name] for name in tensors if name in plan.by_name})
     return dict(common.folded)
 
 
-def _check_names(tensors: Mapping[str, _Tensor], plan: Plan, ignore: Sequence[str], partial: bool) -> None:
-    extra = [name for name in tensors if name not in plan.by_name and not matches_any(name, ignore)]
-    missing = [
-        tensor.name
-        for tensor in plan.folded
-        if tensor.name not in tensors and not any(other in tensors for other in plan.tied_names.get(tensor.name, ()))
-    ]
+def _check_is_related(tensors: Mapping[str, _Tensor], plan: Plan) -> None:
     if prefix := _added_prefix(tensors, plan):
         raise CheckpointRefused(
             f"the names of its tensors are those of the base with {prefix!r} before them",
             f"save the inner model alone, say model.{prefix.rstrip('.')}.save_pretrained(...), and submit that",
         )
-    if len(missing) == len(plan.folded):
+    if not any(_is_in(tensor, tensors, plan) for tensor in plan.folded):
         raise CheckpointRefused("it has no tensor in common with the base", "check which base it was fine-tuned from")
+
+
+def _check_names(tensors: Mapping[str, _Tensor], plan: Plan, ignore: Sequence[str], partial: bool) -> None:
+    extra = [name for name in tensors if name not in plan.by_name and not matches_any(name, ignore)]
+    missing = [tensor.name for tensor in plan.folded if not _is_in(tensor, tensors, plan)]
+    lacks = f"it lacks {_count(missing, 'tensor')} of the base: {listed(missing)}" if missing and not partial else ""
     if extra:
         raise CheckpointRefused(
-            f"it has {_count(extra, 'tensor')} that the base lacks: {listed(extra)}",
-            "remove them, or have the operator add a pattern for them to `ignore` (task heads, say)",
+            f"it has {_count(extra, 'tensor')} that the base lacks: {listed(extra)}{f'; and {lacks}' if lacks else ''}",
+            "remove them, or have the operator ignore them (task heads, say): `foldind serve --ignore 'classifier.*'`"
+            + ("; if the missing ones are unchanged, submit with --partial" if lacks else ""),
         )
-    if missing and not partial:
-        raise CheckpointRefused(
-            f"it lacks {_count(missing, 'tensor')} of the base: {listed(missing)}",
-            "submit the whole model, or mark the submission as partial if they are unchanged",
-        )
+    if lacks:
+        raise CheckpointRefused(lacks, "submit the whole model; or with --partial, if these tensors are unchanged")
+
+
+def _is_in(tensor: PlannedTensor, tensors: Collection[str], plan: Plan) -> bool:
+    """Tell whether a tensor of the base is among those of a submission, by its own name or that of a tied one."""
+    return tensor.name in tensors or any(other in tensors for other in plan.tied_names.get(tensor.name, ()))
 
 
 def _check_dtype(tensor: _Tensor, planned: PlannedTensor) -> None:

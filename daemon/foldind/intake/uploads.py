@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,16 @@ from prometheus_client import Counter
 from foldind.errors import Busy, DigestMismatch, InvalidRequest, NotFound, OutOfRoom, WrongState
 from foldind.intake.admission import Admission, check_digests, content_digest
 from foldind.logs import about
-from foldind.state.durable import FileDigest, digest_file, is_disk_trouble, make_folder, preallocate, sync, write_at
+from foldind.state.durable import (
+    FileDigest,
+    digest_file,
+    is_disk_trouble,
+    make_folder,
+    open_for_writing,
+    preallocate,
+    sync,
+    write_at,
+)
 from foldind.state.folder import StateFolder
 from foldind.state.ledger import Ledger, NewSubmission
 from foldind.state.records import Submission, SubmissionState
@@ -76,9 +85,13 @@ class _Upload:
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Write a chunk, then its mark; nothing, where there are no marks (any more)."""
         index = offset // CHUNK_BYTES
-        with (self.path / (name + RECEIVED_SUFFIX)).open("r+b", 0) as marks, (self.path / name).open("r+b", 0) as file:
-            write_at(file.fileno(), data, offset)
-            write_at(marks.fileno(), b"\1", index)
+        with ExitStack() as closing:
+            marks, file = (
+                closing.enter_context(open_for_writing(path))
+                for path in (self.path / (name + RECEIVED_SUFFIX), self.path / name)
+            )
+            write_at(file, data, offset)
+            write_at(marks, b"\1", index)
         self.received[name][index] = 1
 
     def missing(self) -> dict[str, Ranges]:

@@ -77,6 +77,8 @@ def snapshot_message(version: Version) -> snapshots_pb2.Snapshot:
         aliases=version.aliases,
         submission_id=version.submission_id,
         submission_name=version.submission_name,
+        took_out=version.took_out,
+        took_out_name=version.took_out_name,
         submissions=version.submissions,
         accumulated_norm=version.accumulated_norm,
         mean_task_vector_norm=version.record.mean_task_vector_norm,

@@ -241,8 +241,7 @@ def _refs(kind: str, named: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _title(version: Version) -> str:
-    how = f" published as {version.publication}" if version.variant else ""
-    return f"v{version.version}: {version.submission_name or version.submission_id}{how}"
+    return f"v{version.version}: {version.change}"
 
 
 def _moment(seconds: float) -> str:

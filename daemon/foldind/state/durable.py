@@ -8,8 +8,8 @@ import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +100,16 @@ def preallocate(descriptor: int, size: int) -> None:
     """
     if size:
         os.posix_fallocate(descriptor, 0, size)
+
+
+@contextmanager
+def open_for_writing(path: Path) -> Iterator[int]:
+    """Open a file that is there, as it is, and yield its descriptor. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -139,6 +139,18 @@ class Version:
     """None: it was not asked."""
     aliases: tuple[str, ...] = ()
     """Names that point at it now, sorted."""
+    took_out: str = ""
+    """The submission that it took out; empty if it took none out."""
+    took_out_name: str = ""
+
+    @property
+    def change(self) -> str:
+        """What distinguishes it from its parent, in a few words for people."""
+        if self.variant:
+            return f"v{self.parent} as {self.publication}"
+        if self.took_out:
+            return f"without {self.took_out_name or self.took_out}"
+        return self.submission_name or self.submission_id
 
     @property
     def record(self) -> Record:

@@ -21,8 +21,10 @@ _NO_NUMBER = 2**63 - 1  # the largest that SQLite takes
 
 _SELECT = (
     "SELECT versions.*, submissions.name AS submission_name,"
+    " taken.id AS took_out, taken.name AS took_out_name,"
     " (SELECT group_concat(name, ' ') FROM aliases WHERE aliases.version = versions.version) AS aliases"
     " FROM versions JOIN submissions ON submissions.id = versions.submission_id"
+    " LEFT JOIN submissions AS taken ON taken.id = submissions.took_out"
 )
 
 
@@ -39,6 +41,11 @@ class Versions:
     def last_number(self) -> int:
         """Return the highest number ever given; 0 before the first."""
         return int(self._database.query("SELECT coalesce(max(version), 0) FROM versions")[0][0])
+
+    def submission_name(self, submission_id: str) -> str:
+        """Return the name of a submission. Raises NotFound."""
+        with self._database.transaction() as connection:
+            return existing(connection, submission_id).name
 
     def commit(self, version: Version, sketch: bytes) -> None:
         """Record a sealed version: it exists, its submission is MERGED, and `latest` names it.
@@ -281,4 +288,6 @@ def _version(row: sqlite3.Row) -> Version:
         files=digests(row["files"]),
         gate=gate_of(row),
         aliases=tuple(sorted((row["aliases"] or "").split())),
+        took_out="" if row["variant"] else row["took_out"] or "",
+        took_out_name="" if row["variant"] else row["took_out_name"] or "",
     )
