@@ -210,7 +210,7 @@ def _inbox(
     if not settings.inbox:
         return None
     copies = Copies(folder, admission, metrics.received["inbox"])
-    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes)
+    inbox = Inbox(folder, ledger, copies, admission.limits, settings, changes, metrics.filed)
     inbox.prepare()
     return inbox
 

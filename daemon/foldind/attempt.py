@@ -146,7 +146,7 @@ class Attempts:
                 KeptBases(self._folder.bases).add(attempt.temporary.bases, bases_key(result.state_files, merge))
             remove(attempt.temporary.bases)
         except OSError as error:  # it is merged, and they are a cache
-            log.warning("the bases of v%d are not kept: %s", attempt.number, error)
+            log.warning("could not keep the bases of v%d: %s", attempt.number, error)
 
 
 def log_merged(attempt: Attempt, result: FoldResult) -> None:

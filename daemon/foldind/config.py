@@ -118,7 +118,7 @@ class MergeSettings(BaseModel):
             raise InvalidRequest(str(error), "see `foldind rules`") from error
         if name in SPECTRAL and self.projection == "leading":
             raise InvalidRequest(
-                f"the publication {name!r} needs all singular vectors, and with projection = leading some are kept",
+                f"the publication {name!r} needs all singular vectors, and projection = leading keeps the leading ones",
                 "make a state folder with projection = exact",
             )
         return asked or CATALOG[self.rule].publication
@@ -259,6 +259,8 @@ _TOLD = {"extra_forbidden": "there is no such setting", "tuple_type": 'it is a l
 
 def _malformed(what: str, error: ValidationError) -> StateError:
     first = error.errors()[0]
-    where = "".join(f"{part}: " for part in first["loc"])
+    where = "".join(f"{part}: " for part in first["loc"] if isinstance(part, str))
     told = _TOLD.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "literal_error":
+        told = f"{first['input']!r} is none of {first['ctx']['expected'].replace(' or ', ', ')}"
     return StateError(f"{what}: {where}{told}", "correct it; a new foldin.toml lists the settings")

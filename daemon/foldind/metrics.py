@@ -33,6 +33,14 @@ class Metrics:
         )
         self.received: Mapping[Door, Counter] = {door: received.labels(door) for door in get_args(Door)}
         """By door, bytes."""
+        filed = Counter(
+            "foldin_inbox_filed",
+            "Drops in the watched folder that were settled, by the folder they lie in now.",
+            ["folder"],
+            registry=self.registry,
+        )
+        self.filed: Mapping[str, Counter] = {folder: filed.labels(folder) for folder in ("accepted", "rejected")}
+        """By folder of the inbox, drops."""
         self.sent = Counter(
             "foldin_sent_bytes",
             "Bytes of snapshots that were sent to clients.",

@@ -76,7 +76,7 @@ class Preparation:
         except (OSError, WorkFailed, WorkerDied) as error:
             # Not again before the next version: its fold computes by itself what is missing.
             if not self._supervisor.stopped:
-                log.warning("%d of %d bases are not kept: %s", len(self._missing), len(self._matrices), error)
+                log.warning("could not keep %d of %d bases: %s", len(self._missing), len(self._matrices), error)
             self._missing = []
         return True
 

@@ -94,7 +94,7 @@ class MergeService:
                     break
                 if attempt + 1 == self._settings.max_attempts:
                     raise
-                log.exception("the worker did not start; once more")
+                log.exception("the worker did not start; trying again")
         self._changes.announce()
         verified = False
         while not self._stopping.is_set():

@@ -189,7 +189,9 @@ def test_through_a_restart_of_the_daemon(past: History, tmp_path: Path, to: Path
             until(events, EventKind.APPLIED, 1)
             daemon.kill()
             assert next(events).kind == EventKind.UNREACHABLE
-            foldin_command("alias", "stable", "v2", "--server", daemon.start().server)
+            server = daemon.start().server
+            assert next(events).kind == EventKind.REACHABLE
+            foldin_command("alias", "stable", "v2", "--server", server)
             until(events, EventKind.APPLIED, 2)
             assert require_whole(client, to) == 2
 

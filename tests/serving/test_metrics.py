@@ -122,6 +122,8 @@ def test_trouble_in_the_watched_folder(past: History, tmp_path: Path, start_daem
     wait_for(lambda: drops() == (1, 1, 0), "the drop that cannot be filed")
     (inbox / "rejected").unlink()
     wait_for(lambda: drops() == (0, 0, 0), "it to be filed")
+    filed = [scrape(daemon.http)("foldin_inbox_filed_total", folder=folder) for folder in ("accepted", "rejected")]
+    assert filed == [0, 1]
     inbox.rename(tmp_path / "away")
     wait_for(lambda: drops() == (0, 0, 1), "the folder to be missed")
     (tmp_path / "away").rename(inbox)

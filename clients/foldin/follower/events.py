@@ -31,6 +31,8 @@ class EventKind(StrEnum):
     """Nothing had to be done; only with `once`."""
     UNREACHABLE = "unreachable"
     """The daemon went away; it is waited for."""
+    REACHABLE = "reachable"
+    """The daemon answers again."""
     WARNING = "warning"
     """Something beside the swap failed: a webhook, the metrics file."""
 

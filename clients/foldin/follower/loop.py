@@ -190,5 +190,7 @@ class _Follower:
     def _asides(self) -> Iterator[Event]:
         if outage := self._target.outage():
             yield self._swapper.event(EventKind.UNREACHABLE, f"{outage} Waiting for it.")
+        if self._target.recovered():
+            yield self._swapper.event(EventKind.REACHABLE, "the daemon answers again.")
         if complaint := self._metrics.complaint():
             yield self._swapper.event(EventKind.WARNING, complaint)

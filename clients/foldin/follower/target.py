@@ -41,6 +41,7 @@ class Target:
         self._closing = Event()
         self._aim = Aim(version, 0)
         self._outage: FoldinError | None = None
+        self._recovered = False
         self._end: Exception | None = None
 
     def __enter__(self) -> Self:
@@ -68,16 +69,24 @@ class Target:
             outage, self._outage = self._outage, None
             return outage
 
+    def recovered(self) -> bool:
+        """Tell whether the daemon answers again, once after each outage."""
+        with self._changed:
+            recovered, self._recovered = self._recovered, False
+            return recovered
+
     def wait(self, known: Aim, seconds: float | None) -> None:
         """Wait until the alias is elsewhere, an outage begins, or some seconds have gone."""
         with self._changed:
-            self._changed.wait_for(lambda: self._aim != known or self._outage or self._end, seconds)
+            self._changed.wait_for(lambda: self._aim != known or self._outage or self._recovered or self._end, seconds)
 
     def _watch(self) -> None:
         reachable = True
         while not self._closing.is_set():
             try:
                 for snapshot in self._client.watch_snapshots(self._alias):
+                    if not reachable:
+                        self._answer_again()
                     reachable = True
                     self._move_to(snapshot.version)
             except Exception as error:
@@ -94,6 +103,11 @@ class Target:
                     return
                 reachable = False
                 self._closing.wait(SECONDS_BETWEEN_TRIES)
+
+    def _answer_again(self) -> None:
+        with self._changed:
+            self._recovered = True
+            self._changed.notify_all()
 
     def _move_to(self, version: int) -> None:
         with self._changed:
@@ -120,6 +134,10 @@ class Fixed:
 
     def outage(self) -> None:
         """Return that there is none."""
+
+    def recovered(self) -> bool:
+        """Return that it was never away."""
+        return False
 
     def wait(self, known: Aim, seconds: float | None) -> None:
         """Return at once."""

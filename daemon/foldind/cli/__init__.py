@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from foldind.cli.evaluation import evaluate
 from foldind.cli.options import Base, State, Summed
 from foldind.cli.rules import rules
-from foldind.cli.session import errors, sentences
+from foldind.cli.session import errors, sentences, wide_console
 
 app = typer.Typer(
     name="foldind",
@@ -267,7 +266,7 @@ def plan(
     for tensor in found.tensors:
         shape = " x ".join(map(str, tensor.shape))
         table.add_row(tensor.name, tensor.dtype, shape, tensor.treatment, tensor.tied_to)
-    console = Console()
+    console = wide_console()
     console.print(table)
     counts = Counter(tensor.treatment for tensor in found.tensors)
     console.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))

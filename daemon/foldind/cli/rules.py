@@ -5,9 +5,9 @@ from types import MappingProxyType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from foldind.cli.session import wide_console
 from foldind.merging.catalog import ACCUMULATED, CATALOG, DIVIDING, PUBLICATIONS, Entry
 
 RULES: Mapping[str, str] = MappingProxyType(
@@ -60,7 +60,7 @@ def rules(
     if as_json:
         _print_json()
         return
-    console = Console(highlight=False)
+    console = wide_console()
     table = Table("rule", "what it does", "options", "published as", "bytes a parameter", box=None, pad_edge=False)
     for name, entry in CATALOG.items():
         options = ", ".join(f"{option} {value}" for option, value in entry.options.items())

@@ -10,6 +10,15 @@ from foldind.errors import FoldinError
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_WIDTH_OF_PIPES = 200
+"""Where stdout is no terminal rich would assume 80 columns and cut names off."""
+
+
+def wide_console() -> Console:
+    """Return a console on stdout for tables."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_PIPES)
+
 
 @contextmanager
 def sentences() -> Iterator[None]:

@@ -56,7 +56,7 @@ class GateKeeper:
         if version and self._settings.gate:
             await self._ask(version)
         elif version:
-            gate = Gate(GateVerdict.SKIPPED, "no gate was set any more when its turn came")
+            gate = Gate(GateVerdict.SKIPPED, "the gate was removed from the settings before this version was judged")
             await asyncio.to_thread(self._versions.settle_gate, version.version, gate, self._settings.gate_alias)
         return version is not None
 

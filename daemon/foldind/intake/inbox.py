@@ -15,10 +15,12 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from prometheus_client import Counter
 
 from foldind.changes import Changes
 from foldind.checkpoints.checkpoint import Limits
@@ -80,6 +82,7 @@ class Inbox:
         limits: Limits,
         settings: ServeSettings,
         changes: Changes,
+        filed: Mapping[str, Counter],
     ):
         assert settings.inbox is not None
         self._path = settings.inbox.absolute()
@@ -90,7 +93,7 @@ class Inbox:
         self._changes = changes
         self._roots: Sequence[Path] = (self._path, *settings.allowed_roots)
         self._statistics = copies.reads_statistics
-        self._reception = Reception(self._path, self._roots, ledger, copies, settings.inbox_vocab)
+        self._reception = Reception(self._path, self._roots, ledger, copies, settings.inbox_vocab, filed)
         self._drops: dict[str, _Drop] = {}
         self._stopping = threading.Event()
         self._wake = asyncio.Event()
@@ -243,7 +246,7 @@ class Inbox:
             self._advance(drop, announce)
             drop.told = ""
         except SourceChanged as error:
-            log.info("%s; it has to come to rest first", error.reason)
+            log.info("%s; waiting until it stops changing", error.reason)
             drop.since, drop.verdict = time.monotonic(), None  # it has to come to rest first
         except ShuttingDown:
             pass

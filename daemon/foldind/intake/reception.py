@@ -6,16 +6,18 @@ whatever happened in between.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from prometheus_client import Counter
 
 from foldind.checkpoints.vocabulary import VocabPolicy
 from foldind.documents import common_rows
 from foldind.errors import SourceChanged
 from foldind.intake.admission import MAX_TEXT
 from foldind.intake.copies import Copies
-from foldind.intake.drops import Ready, Sight, observe, shown
+from foldind.intake.drops import ACCEPTED, REJECTED, Ready, Sight, observe, shown
 from foldind.intake.filing import Filing, Receipt, iso_time
 from foldind.logs import about
 from foldind.state.ledger import Ledger, NewSubmission
@@ -27,13 +29,22 @@ log = logging.getLogger(__name__)
 class Reception:
     """Hands in drops, and files them; blocks on the disk."""
 
-    def __init__(self, inbox: Path, roots: Sequence[Path], ledger: Ledger, copies: Copies, vocab: VocabPolicy):
+    def __init__(
+        self,
+        inbox: Path,
+        roots: Sequence[Path],
+        ledger: Ledger,
+        copies: Copies,
+        vocab: VocabPolicy,
+        filed: Mapping[str, Counter],
+    ):
         self._inbox = inbox
         self._roots = roots
         self._ledger = ledger
         self._copies = copies
         self._vocab = vocab
         self._filing = Filing(inbox)
+        self._filed = filed
 
     def prepare(self) -> None:
         """Make the folders that drops are filed in, and remove what an interruption left. Raises OSError."""
@@ -91,7 +102,7 @@ class Reception:
             received_at=iso_time(seen_at),
             settled_at=iso_time(time.time()),
         )
-        target = self._filing.file(sight, receipt)
+        target = self._file(sight, receipt)
         log.warning("refused %r, it lies in %s now: %s", sight.name, _place(target), reason)
 
     def settle(self, sight: Sight) -> None:
@@ -116,8 +127,13 @@ class Reception:
             settled_at=iso_time(max(own.updated_at, decisive.updated_at)),
             common_rows=common_rows(decisive),
         )
-        target = self._filing.file(sight, receipt)
+        target = self._file(sight, receipt)
         about(log, decisive.id).info("%s, %r lies in %s now", decisive.state, sight.name, _place(target))
+
+    def _file(self, sight: Sight, receipt: Receipt) -> Path:
+        target = self._filing.file(sight, receipt)
+        self._filed[ACCEPTED if receipt.accepted else REJECTED].inc()
+        return target
 
     def _decisive(self, own: Submission) -> Submission:
         return self._ledger.twin(own) or own

@@ -77,4 +77,4 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
             grpc.StatusCode.RESOURCE_EXHAUSTED, f"the daemon's disk is full or failing ({error}); try again later"
         )
     log.error("a call failed", exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "the daemon made a mistake; its log has the details")
+    await context.abort(grpc.StatusCode.INTERNAL, "internal error of the daemon; its log has the details")

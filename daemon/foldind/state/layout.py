@@ -55,6 +55,6 @@ def check_recorded(publication: str, rule: str, state_files: Collection[str]) ->
     """
     if parse_publication(publication, rule).name in RECORDED and RECORDS not in state_files:
         raise InvalidRequest(
-            f"publishing as {publication!r} takes figures of each tensor, which this state was begun without",
+            f"publishing as {publication!r} needs the norms of each tensor, which this state was begun without",
             "publish it as 'foldin', 'iso' or 'power', or begin a new state folder",
         )
