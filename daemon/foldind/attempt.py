@@ -17,7 +17,7 @@ from foldind.sealing import Sealing
 from foldind.state.bases import KeptBases, bases_key
 from foldind.state.durable import make_folder, remove, seal
 from foldind.state.folder import StateFolder, Temporaries
-from foldind.state.records import Gate, GateVerdict, Submission, Version, VersionState
+from foldind.state.records import UNNAMED, Gate, GateVerdict, Submission, Version, VersionState
 from foldind.state.recovery import point_latest
 from foldind.state.versions import Versions
 from foldind.worker.jobs import job_of
@@ -95,9 +95,9 @@ class Attempts:
         """Complete the snapshot, seal both folders, and record the version. Raises OSError."""
         merge, submission = self._merge, attempt.submission
         parent = attempt.head.version if attempt.head else 0
-        change = submission.name or submission.id
+        change = submission.name
         if submission.takes_out:
-            change = f"without {self._versions.submission_name(submission.took_out) or submission.took_out}"
+            change = f"without {self._versions.submission_name(submission.took_out) or UNNAMED}"
         files = self._sealing.seal_snapshot(
             attempt.temporary.snapshot,
             attempt.number,

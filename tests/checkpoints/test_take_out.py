@@ -35,7 +35,9 @@ def assert_same_update(found: Stream, expected: Stream, base: dict[str, Tensor])
     assert max(errors.values()) <= EXACT, errors
 
 
-@pytest.mark.parametrize("times", [1, 10, 30])
+@pytest.mark.parametrize(
+    "times", [pytest.param(1, marks=pytest.mark.long), pytest.param(10, marks=pytest.mark.long), 30]
+)
 @pytest.mark.parametrize("publication", SPECTRAL)
 @pytest.mark.parametrize("whole", [False, True], ids=["adapter", "model"])
 def test_what_it_leaves_is_no_direction(

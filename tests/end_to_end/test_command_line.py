@@ -55,6 +55,8 @@ SNAPSHOT = {
     "variant",
     "files",
     "gate",
+    "took_out",
+    "took_out_name",
 }
 
 STEP = {
@@ -160,7 +162,7 @@ def test_submit_for_people(run: Run, task: Path) -> None:
     assert "foldin watch" in ended.stderr
     submission_id = ended.stdout.split()[1]
     followed = run("watch", submission_id)
-    assert f"{submission_id} is merged: v" in followed.stdout
+    assert f"{submission_id} ({task.name}) is merged: v" in followed.stdout, "it has the name of its path"
     again = run("submit", task, "--wait")
     assert submission_id in again.stdout, "the same content is the same submission"
     assert "MERGED" in run("status", submission_id).stdout

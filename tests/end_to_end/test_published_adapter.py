@@ -96,7 +96,7 @@ def test_as_an_adapter_only_and_changed_later(base: Path, tmp_path: Path) -> Non
     with Daemon(tmp_path / "state") as daemon, daemon.client() as client:
         submit(client, tmp_path, 2)
         client.pull("v2", to=tmp_path / "model")
-        with pytest.raises(NotFound, match="v2 was published without an adapter"):
+        with pytest.raises(NotFound, match="v2 has no adapter"):
             client.pull_adapter("v2", to=tmp_path / "other")
         assert not (tmp_path / "other").exists()
         merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")

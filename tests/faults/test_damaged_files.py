@@ -50,7 +50,14 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damaged", ["base/model.safetensors", "base/config.json", "merge/v1/accumulated.safetensors"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        pytest.param("base/model.safetensors", marks=pytest.mark.long),
+        pytest.param("base/config.json", marks=pytest.mark.long),
+        "merge/v1/accumulated.safetensors",
+    ],
+)
 def test_nothing_is_merged_into_what_a_disk_has_altered(
     damaged: str, start_daemon: Callable[..., Daemon], base: Path, tmp_path: Path
 ) -> None:

@@ -234,7 +234,7 @@ def test_adapters(past: History, tmp_path: Path, to: Path) -> None:
         with pytest.raises(foldin.PullError, match="holds versions as adapters of rank 2, not as models"):
             list(follow(client, alias, to, once=True))
         alias.move(1)
-        with pytest.raises(foldin.NotFound, match="published without an adapter"):
+        with pytest.raises(foldin.NotFound, match="v1 has no adapter"):
             list(follow(client, alias, to, **terms))
         assert current(to) == f"versions/v{snapshot.version}"
 

@@ -154,3 +154,18 @@ def test_as_a_setting_it_is_how_every_version_is_published(tmp_path: Path, past:
         merge(wire)
         (line,) = [line for line in daemon.log.read_text().splitlines() if f"merged in v{head + 1}," in line]
         assert " 0 bases computed" in line
+
+
+def test_what_has_no_adapter_is_published_as_a_model(past: History, tmp_path: Path) -> None:
+    with (
+        Daemon(past.copy(tmp_path / "state"), None, "--publish", "model", "--publish", "adapter") as daemon,
+        daemon.client() as client,
+    ):
+        assert not client.publish("flat:2.0").has_adapter
+        assert client.publish("scale:0.25").has_adapter
+    with (
+        Daemon(tmp_path / "state", None, "--publish", "adapter") as daemon,
+        daemon.client() as client,
+        pytest.raises(InvalidArgument, match="cannot be exported as a LoRA adapter"),
+    ):
+        client.publish("flat:2.0")

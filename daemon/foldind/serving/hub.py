@@ -241,7 +241,7 @@ def _refs(kind: str, named: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _title(version: Version) -> str:
-    return f"v{version.version}: {version.change}"
+    return f"v{version.version}: {version.change or version.submission_id}"
 
 
 def _moment(seconds: float) -> str:

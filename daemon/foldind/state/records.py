@@ -108,6 +108,10 @@ class Gate:
     """That the command took."""
 
 
+UNNAMED = "one without a name"
+"""How a submission is called that has no name; ids differ between equal merges, which are equal bytes."""
+
+
 @dataclass(frozen=True)
 class Version:
     """One version of the merged model."""
@@ -145,12 +149,10 @@ class Version:
 
     @property
     def change(self) -> str:
-        """What distinguishes it from its parent, in a few words for people."""
+        """What distinguishes it from its parent, in a few words for people; empty: a submission without a name."""
         if self.variant:
             return f"v{self.parent} as {self.publication}"
-        if self.took_out:
-            return f"without {self.took_out_name or self.took_out}"
-        return self.submission_name or self.submission_id
+        return f"without {self.took_out_name or UNNAMED}" if self.took_out else self.submission_name
 
     @property
     def record(self) -> Record:
