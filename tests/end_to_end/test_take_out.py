@@ -16,8 +16,7 @@ from tests.support.wire import idle_worker
 
 RULES = (
     "average",
-    "regression",
-    *(pytest.param(rule, marks=pytest.mark.long) for rule in ("ties", "dare", "model_stock", "iso")),
+    *(pytest.param(rule, marks=pytest.mark.long) for rule in ("regression", "ties", "dare", "model_stock", "iso")),
 )
 
 

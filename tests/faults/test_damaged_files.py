@@ -77,6 +77,7 @@ def test_nothing_is_merged_into_what_a_disk_has_altered(
         assert client.wait(submission.id).version == 2
 
 
+@pytest.mark.long
 def test_a_damaged_basis_is_computed_again(start_daemon: Callable[..., Daemon], base: Path, tmp_path: Path) -> None:
     daemon = start_daemon(tmp_path / "state", base)
     with daemon.client() as client:

@@ -163,9 +163,3 @@ def test_what_has_no_adapter_is_published_as_a_model(past: History, tmp_path: Pa
     ):
         assert not client.publish("flat:2.0").has_adapter
         assert client.publish("scale:0.25").has_adapter
-    with (
-        Daemon(tmp_path / "state", None, "--publish", "adapter") as daemon,
-        daemon.client() as client,
-        pytest.raises(InvalidArgument, match="cannot be exported as a LoRA adapter"),
-    ):
-        client.publish("flat:2.0")

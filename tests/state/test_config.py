@@ -11,6 +11,7 @@ from foldind.config import (
     ServeSettings,
     check_forms,
     merge_settings,
+    possible_forms,
     read_configuration,
 )
 from foldind.errors import InvalidRequest, StateError
@@ -114,6 +115,11 @@ class TestMergeSettings:
         check_forms(chosen, settings, ["model"])
         with nullcontext() if divides else pytest.raises(InvalidRequest, match="cannot be exported as a LoRA adapter"):
             check_forms(chosen, settings, ["model", "adapter"])
+        assert possible_forms(chosen, settings, ["model", "adapter"]) == (
+            ("model", "adapter") if divides else ("model",)
+        )
+        with nullcontext() if divides else pytest.raises(InvalidRequest, match="cannot be exported as a LoRA adapter"):
+            assert possible_forms(chosen, settings, ["adapter"]) == ("adapter",)
 
     @pytest.mark.parametrize(("rule", "publication"), [("ties", "norm"), ("opcm", "ties"), ("opcm", "flat:-1")])
     def test_publications_that_there_are_not(self, rule: str, publication: str) -> None:
