@@ -43,9 +43,9 @@ class Versions:
         return int(self._database.query("SELECT coalesce(max(version), 0) FROM versions")[0][0])
 
     def submission_name(self, submission_id: str) -> str:
-        """Return the name of a submission. Raises NotFound."""
-        with self._database.transaction() as connection:
-            return existing(connection, submission_id).name
+        """Return the name of a submission that is recorded; empty if it has none."""
+        ((name,),) = self._database.query("SELECT name FROM submissions WHERE id = ?", submission_id)
+        return str(name)
 
     def commit(self, version: Version, sketch: bytes) -> None:
         """Record a sealed version: it exists, its submission is MERGED, and `latest` names it.
