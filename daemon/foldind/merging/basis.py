@@ -44,6 +44,21 @@ class Basis(NamedTuple):
     """r, how many leading directions count as taken; 0 <= r < max(q, 1)."""
 
 
+def above_rounding(basis: Basis, norm: float) -> Basis:
+    """Return the directions of a basis that are no float32 rounding of a matrix which its own is the rest of.
+
+    Args:
+      basis: of the rest; all its singular vectors are there.
+      norm: Frobenius norm of the larger matrix that something was subtracted from; 0 if there was none.
+    """
+    directions = int((basis.singular_values > RANK_TOLERANCE * norm).sum())
+    return basis._replace(
+        left=basis.left[:, :directions],
+        singular_values=basis.singular_values[:directions],
+        right=basis.right[:directions],
+    )
+
+
 def split_rank(singular_values: Tensor, alpha: float) -> int:
     """Return how many leading directions carry at most alpha of the singular-value mass.
 

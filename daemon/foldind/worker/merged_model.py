@@ -16,7 +16,7 @@ from foldind.checkpoints.plan import Plan, PlannedTensor, Treatment
 from foldind.checkpoints.tensors import TensorReader, bytes_of
 from foldind.checkpoints.vocabulary import token_embeddings
 from foldind.errors import CheckpointRefused
-from foldind.merging.basis import RANK_TOLERANCE, Basis
+from foldind.merging.basis import Basis, above_rounding
 from foldind.merging.catalog import CATALOG
 from foldind.merging.norm import frobenius_norm
 from foldind.merging.record import Record, TensorRecord
@@ -190,15 +190,13 @@ class PublishStep:
         return self._publication.update(state, self._tensor_record(block), self._record)
 
     def _spectral(self, block: Block) -> Tensor:
-        basis = self._basis(block)
-        shape = block_shape(block.tensor, block.rows)
-        assert self._publication.spectrum is not None
         record = self._tensor_record(block)
-        directions = int((basis.singular_values > RANK_TOLERANCE * record.taken_from).sum())
-        if not directions:
-            return torch.zeros(shape)
-        values = self._publication.spectrum(basis.singular_values[:directions], record, self._record)
-        return self._matmul(basis.left[:, :directions] * values.float(), basis.right[:directions])
+        basis = above_rounding(self._basis(block), record.taken_from)
+        if not len(basis.singular_values):
+            return torch.zeros(block_shape(block.tensor, block.rows))
+        assert self._publication.spectrum is not None
+        values = self._publication.spectrum(basis.singular_values, record, self._record)
+        return self._matmul(basis.left * values.float(), basis.right)
 
     def _basis(self, block: Block) -> Basis:
         """Return the basis of a matrix, with the block's rows of U."""
